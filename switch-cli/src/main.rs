@@ -1,0 +1,2 @@
+//! The `vswitch` command.
+fn main() {}

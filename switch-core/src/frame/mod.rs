@@ -1,0 +1,3 @@
+//! Ethernet frames: views, tag edits, owed work.
+
+pub mod offload;

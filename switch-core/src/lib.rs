@@ -1,0 +1,22 @@
+//! The forwarding core of vswitch. Dependencies point down this list:
+//!
+//! ```text
+//! control     desired state, plan, executor, API server and wire types
+//! switch      the running engine: workers, publication, quiescence
+//! worker      turn(): receive, judge, send, release
+//! port        the PortRx / PortTx seam and its drivers
+//! pipeline    parse -> classify -> learn -> decide; no I/O, no lock, no clock
+//! fdb  topology  batch  egress  frame  verdict  stats
+//! id  mac  clock  sys
+//! ```
+
+pub mod batch;
+pub mod clock;
+pub mod egress;
+pub mod frame;
+pub mod id;
+pub mod mac;
+pub mod port;
+pub mod stats;
+pub mod sys;
+pub mod verdict;

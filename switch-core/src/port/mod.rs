@@ -1,0 +1,124 @@
+//! The seam: what a driver is to the rest of the switch.
+//!
+//! Every kind of port is a [`PortRx`] and a [`PortTx`] per queue. A receive queue is owned by exactly one worker; a
+//! transmit queue is locked once per batch, and a worker never holds two. Nothing here blocks: a call does what can be
+//! done now and says how things stand. A device that fails is a status or a counter, never an error that reaches
+//! another port.
+
+use std::os::fd::RawFd;
+
+use crate::{batch::Batch, egress::Egress, frame::offload::Capabilities, verdict::DropReason};
+
+/// How a receive call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RxStatus {
+    /// Nothing is left; the next frame makes the queue's descriptor readable (or is found by polling).
+    Drained,
+    /// The batch or the driver's budget is full and more may be waiting: call again without waiting.
+    More,
+    /// The device is gone. The worker stops polling and reports the queue to the control thread.
+    Gone,
+}
+
+/// The answer to [`PortRx::arm`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Armed {
+    /// A wake-up is guaranteed when the next frame arrives.
+    Ready,
+    /// Frames slipped in meanwhile: receive again before sleeping.
+    Work,
+}
+
+/// One receive queue. Owned by exactly one worker.
+pub trait PortRx: Send {
+    /// Fills the (empty) batch with what has arrived. Bounded; never blocks.
+    fn rx(&mut self, batch: &mut Batch) -> RxStatus;
+
+    /// Everything decided for the batch has been sent or dropped: leased buffers go back to the sender.
+    fn release(&mut self, _batch: &mut Batch) {}
+
+    /// Before sleeping: ask for a wake-up. System-call drivers have one anyway.
+    fn arm(&mut self) -> Armed {
+        Armed::Ready
+    }
+
+    /// The descriptor that becomes readable when frames arrive, registered edge-triggered. It stays the same for the
+    /// life of the queue. `None`: the queue can only be polled (in-memory ports).
+    fn readiness(&self) -> Option<RawFd>;
+
+    /// Frames that the kernel (or the guest's driver) lost since the last call, if the driver can tell cheaply.
+    /// Called about once per second, not per batch.
+    fn take_lost(&mut self) -> u64 {
+        0
+    }
+}
+
+/// What became of the frames given to one [`PortTx::tx`] call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Frames sent (or accepted into a bounded tail that will be).
+    pub frames: u32,
+    /// Their bytes, without any virtio-net header.
+    pub bytes: u64,
+    /// No room in the queue.
+    pub queue_full: u32,
+    /// Device or peer is down.
+    pub port_down: u32,
+    /// Longer than the port carries.
+    pub too_big: u32,
+    /// Refused by the device for another reason.
+    pub error: u32,
+    /// A half-written frame is pending: call [`PortTx::flush`] on writability.
+    pub pending: bool,
+}
+
+impl Sent {
+    /// The drops as (reason, count); `frames` and these add up to what was given.
+    #[must_use]
+    pub fn drops(&self) -> [(DropReason, u32); 4] {
+        [
+            (DropReason::QueueFull, self.queue_full),
+            (DropReason::EgressPortDown, self.port_down),
+            (DropReason::EgressTooBig, self.too_big),
+            (DropReason::TxError, self.error),
+        ]
+    }
+}
+
+/// Whether a byte stream still has the rest of a frame to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pending {
+    /// Nothing.
+    Empty,
+    /// The peer does not take it now: call again when the descriptor is writable.
+    Tail,
+}
+
+/// One transmit queue. Locked once per batch.
+pub trait PortTx: Send {
+    /// What may be left owed on frames given to [`tx`](Self::tx). May change with the device's settings; asked once
+    /// per call.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Sends all frames of `egress` in order, or drops and counts. Never blocks; retries are bounded.
+    /// `frames + all drops` of the result equals `egress.len()`.
+    fn tx(&mut self, egress: &Egress<'_>) -> Sent;
+
+    /// Goes on writing a pending tail.
+    fn flush(&mut self) -> Pending {
+        Pending::Empty
+    }
+
+    /// The descriptor to watch for writability while a tail is pending.
+    fn writability(&self) -> Option<RawFd> {
+        None
+    }
+}
+
+/// The two halves of one queue of a port.
+pub struct QueuePair {
+    /// The receiving half.
+    pub rx: Box<dyn PortRx>,
+    /// The sending half.
+    pub tx: Box<dyn PortTx>,
+}

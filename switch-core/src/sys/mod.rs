@@ -1,0 +1,5 @@
+//! The only unsafe code of the project: system calls that have no safe wrapper, memory shared with other
+//! programs, and the buffers that both are read into. Everything exported from here is safe to call.
+#![allow(unsafe_code)]
+
+pub mod buf;
