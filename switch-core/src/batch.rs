@@ -50,6 +50,8 @@ pub struct Slot {
     pub domain: DomainId,
     /// Set by the pipeline: bytes of tag that ingress takes off (0 or 4, at offset 12).
     pub strip: u8,
+    /// Set by the pipeline: what remains after the stripped tag begins with a VLAN tag of its own (VID not 0).
+    pub inner_tag: bool,
     /// Set by the pipeline: priority and drop-eligible bits of the stripped tag, in TCI position.
     pub priority: u16,
 }
@@ -63,6 +65,7 @@ const EMPTY: Slot = Slot {
     lease: 0,
     domain: DomainId(0),
     strip: 0,
+    inner_tag: false,
     priority: 0,
 };
 

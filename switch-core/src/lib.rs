@@ -19,4 +19,5 @@ pub mod mac;
 pub mod port;
 pub mod stats;
 pub mod sys;
+pub mod topology;
 pub mod verdict;

@@ -51,6 +51,7 @@ counters! {
     TxCompleted, "tx_completed", "Frames whose owed checksum or segmentation was done in software.";
     FdbLearned, "fdb_learned", "Source addresses learned on this port.";
     FdbMoved, "fdb_moved", "Source addresses that moved to this port.";
+    FdbPinned, "fdb_pinned", "Frames from an address that is static or sticky on another port (forwarded, not learned).";
     FdbFull, "fdb_full", "Source addresses not learned: a quota or the table was full.";
     RxLost, "rx_lost", "Frames that the kernel dropped before the switch could take them.";
 }

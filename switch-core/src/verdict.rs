@@ -56,7 +56,6 @@ reasons! {
     NoDomain, "no_domain", Ingress, "The port is attached to no domain that takes this untagged frame.";
     TagNotAllowed, "tag_not_allowed", Ingress, "The port has no attachment for this VLAN tag.";
     IngressPortDown, "ingress_port_down", Ingress, "The port on which the frame came in is set down.";
-    SourceViolation, "source_violation", Ingress, "The source address is pinned (static or sticky) to another port.";
     FlapHold, "flap_hold", Ingress, "The source address flaps between ports and is held on the first one.";
     StormBroadcast, "storm_broadcast", Ingress, "Storm control: too many broadcast frames on this port.";
     StormMulticast, "storm_multicast", Ingress, "Storm control: too many multicast frames on this port.";

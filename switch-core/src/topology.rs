@@ -1,0 +1,582 @@
+//! The topology: an immutable snapshot of ports, domains and flood lists that all workers share.
+//!
+//! The control side describes ports and domains ([`PortDef`], [`DomainDef`]); [`Topology::build`] compiles them once per
+//! change. A worker holds one snapshot for a whole turn, so nothing it looks at changes under it. Lookups are by dense
+//! id; a port's attachments are sorted by domain, and nearly every port has one.
+//!
+//! Flood lists exist per (domain, role class), not per ingress port: 1000 ports in a domain cost 1000 entries, and the
+//! ingress is skipped at use.
+
+use std::sync::{Arc, atomic::{AtomicU64, AtomicU8, Ordering::Relaxed}};
+
+use parking_lot::Mutex;
+
+use crate::{
+    id::{DomainId, Epoch, PortId, TxId},
+    port::PortTx,
+    stats::PortCounters,
+};
+
+/// The two tag protocol identifiers that the switch reads (IEEE 802.1Q-2022 §9.5).
+pub const TPIDS: [u16; 2] = [0x8100, 0x88a8];
+
+/// How frames of a domain look on the wire of one port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dress {
+    /// Untagged and priority-tagged frames in, no tag out.
+    Untagged,
+    /// Frames with this tag in; the tag is pushed on the way out.
+    Tagged {
+        /// 0x8100 or 0x88a8.
+        tpid: u16,
+        /// 1 to 4094.
+        vid: u16,
+    },
+    /// Tags are payload. Excludes any other attachment of the port.
+    Transparent,
+}
+
+/// Which members of its domain an attachment may exchange frames with (private VLAN).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Role(u16);
+
+impl Role {
+    /// Everybody.
+    pub const PROMISCUOUS: Role = Role(0);
+    /// Promiscuous members only.
+    pub const ISOLATED: Role = Role(1);
+
+    /// Promiscuous members and members of the same community; `number` is unique in the domain.
+    #[must_use]
+    pub const fn community(number: u16) -> Role {
+        Role(number.saturating_add(2))
+    }
+
+    /// Whether a frame may go from one role to the other.
+    #[inline]
+    #[must_use]
+    pub const fn may_reach(self, other: Role) -> bool {
+        self.0 == 0 || other.0 == 0 || (self.0 >= 2 && self.0 == other.0)
+    }
+}
+
+/// A port's membership of one domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The domain.
+    pub domain: DomainId,
+    /// Tags on the wire.
+    pub dress: Dress,
+    /// Reach inside the domain.
+    pub role: Role,
+}
+
+/// Frames per second that one port may have flooded, by class. 0 switches the check off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StormLimits {
+    /// Broadcast frames per second.
+    pub broadcast: u32,
+    /// Multicast frames per second.
+    pub multicast: u32,
+    /// Frames to unknown unicast addresses per second.
+    pub unknown: u32,
+}
+
+impl Default for StormLimits {
+    /// Far above what hosts send, far below what a loop makes.
+    fn default() -> Self {
+        StormLimits { broadcast: 20_000, multicast: 200_000, unknown: 100_000 }
+    }
+}
+
+/// The classes of storm control.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StormClass {
+    /// To ff:ff:ff:ff:ff:ff.
+    Broadcast = 0,
+    /// To another group address.
+    Multicast = 1,
+    /// To a unicast address that is not in the FDB.
+    Unknown = 2,
+}
+
+/// The bursts that storm control allows, as a fraction of a second's worth.
+const STORM_BURST_NS: u64 = 100_000_000;
+
+/// Storm control of one port: the generic cell rate algorithm, one word per class, shared by the workers that own the
+/// port's queues. Two workers that race may let one frame too many through; nothing is ever blocked.
+#[derive(Debug, Default)]
+pub struct StormState {
+    due: [AtomicU64; 3],
+}
+
+impl StormState {
+    /// Whether one more frame of `class` may be flooded now.
+    #[inline]
+    pub fn admit(&self, class: StormClass, limits: &StormLimits, now_nanos: u64) -> bool {
+        let per_second = match class {
+            StormClass::Broadcast => limits.broadcast,
+            StormClass::Multicast => limits.multicast,
+            StormClass::Unknown => limits.unknown,
+        };
+        if per_second == 0 {
+            return true;
+        }
+        let cost = 1_000_000_000 / u64::from(per_second);
+        let cell = &self.due[class as usize];
+        let due = cell.load(Relaxed).max(now_nanos);
+        if due - now_nanos > STORM_BURST_NS {
+            return false;
+        }
+        cell.store(due + cost, Relaxed);
+        true
+    }
+}
+
+/// For each flow of a multi-queue port, the queue on which the port last sent it: replies go back there, as the kernel
+/// and virtio expect. Direct-mapped and best effort: a collision costs locality, not order within a burst.
+#[derive(Debug)]
+pub struct FlowQueues {
+    queue_plus_one: Box<[AtomicU8]>,
+}
+
+const FLOW_CELLS: usize = 4096;
+
+impl Default for FlowQueues {
+    fn default() -> Self {
+        FlowQueues { queue_plus_one: (0..FLOW_CELLS).map(|_| AtomicU8::new(0)).collect() }
+    }
+}
+
+impl FlowQueues {
+    /// Notes that the port sent the flow on `queue`. Writes only on change.
+    #[inline]
+    pub fn note(&self, flow_hash: u32, queue: u16) {
+        let cell = &self.queue_plus_one[flow_hash as usize % FLOW_CELLS];
+        let value = (queue as u8).wrapping_add(1);
+        if cell.load(Relaxed) != value {
+            cell.store(value, Relaxed);
+        }
+    }
+
+    /// The queue for frames of the flow towards the port.
+    #[inline]
+    #[must_use]
+    pub fn pick(&self, flow_hash: u32, queues: u16) -> u16 {
+        let noted = self.queue_plus_one[flow_hash as usize % FLOW_CELLS].load(Relaxed);
+        if noted != 0 && u16::from(noted) <= queues {
+            u16::from(noted) - 1
+        } else {
+            ((u64::from(flow_hash) * u64::from(queues)) >> 32) as u16
+        }
+    }
+}
+
+/// A transmit queue, locked once per batch by whichever worker sends.
+pub struct TxQueue {
+    /// The driver.
+    pub tx: Mutex<Box<dyn PortTx>>,
+}
+
+impl std::fmt::Debug for TxQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TxQueue")
+    }
+}
+
+/// What the control side says of a port.
+#[derive(Clone, Debug)]
+pub struct PortDef {
+    /// Its id, free or its own already.
+    pub id: PortId,
+    /// Its memberships; at most one per domain.
+    pub attachments: Vec<Attachment>,
+    /// Frames may leave by the port on which they came in.
+    pub hairpin: bool,
+    /// Administratively up, and not known to be without a carrier.
+    pub up: bool,
+    /// Source addresses are learned.
+    pub learning: bool,
+    /// Storm control levels.
+    pub storm: StormLimits,
+    /// State that outlives a topology.
+    pub shared: Arc<PortShared>,
+}
+
+/// What a port keeps from one topology to the next.
+#[derive(Debug)]
+pub struct PortShared {
+    /// The transmit queues, in queue order.
+    pub tx: Vec<Arc<TxQueue>>,
+    /// The counters.
+    pub counters: PortCounters,
+    /// Storm control.
+    pub storm: StormState,
+    /// Flow affinity, for ports with more than one queue.
+    pub flows: Option<FlowQueues>,
+}
+
+impl PortShared {
+    /// State of a new port.
+    #[must_use]
+    pub fn new(tx: Vec<Box<dyn PortTx>>, workers: usize) -> PortShared {
+        PortShared {
+            flows: (tx.len() > 1).then(FlowQueues::default),
+            tx: tx.into_iter().map(|tx| Arc::new(TxQueue { tx: Mutex::new(tx) })).collect(),
+            counters: PortCounters::new(workers),
+            storm: StormState::default(),
+        }
+    }
+}
+
+/// What the control side says of a domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomainDef {
+    /// Its id.
+    pub id: DomainId,
+    /// The largest layer-3 packet.
+    pub mtu: u32,
+    /// Which of 01-80-C2-00-00-00…0F are forwarded, by last nibble.
+    pub group_fwd_mask: u16,
+}
+
+/// The mask with which BPDUs (…-00) pass and nothing else: what a bridge without STP does.
+pub const DEFAULT_GROUP_FWD_MASK: u16 = 1;
+
+/// A compiled port.
+#[derive(Debug)]
+pub struct PortEntry {
+    /// Its id.
+    pub id: PortId,
+    /// See [`PortDef`].
+    pub hairpin: bool,
+    /// See [`PortDef`].
+    pub up: bool,
+    /// See [`PortDef`].
+    pub learning: bool,
+    /// See [`PortDef`].
+    pub storm: StormLimits,
+    /// See [`PortDef`].
+    pub shared: Arc<PortShared>,
+    first_tx: u32,
+    attachments: Vec<Attachment>,
+    untagged: Option<Attachment>,
+    transparent: Option<Attachment>,
+    tagged: Vec<(u32, Attachment)>,
+}
+
+impl PortEntry {
+    /// The attachment that takes untagged and priority-tagged frames.
+    #[inline]
+    #[must_use]
+    pub fn untagged(&self) -> Option<&Attachment> {
+        self.untagged.as_ref()
+    }
+
+    /// The attachment that takes every frame as it is.
+    #[inline]
+    #[must_use]
+    pub fn transparent(&self) -> Option<&Attachment> {
+        self.transparent.as_ref()
+    }
+
+    /// The attachment that takes frames with this tag.
+    #[inline]
+    #[must_use]
+    pub fn tagged(&self, tpid: u16, vid: u16) -> Option<&Attachment> {
+        let key = tag_key(tpid, vid);
+        self.tagged.binary_search_by_key(&key, |entry| entry.0).ok().map(|at| &self.tagged[at].1)
+    }
+
+    /// The port's membership of a domain.
+    #[inline]
+    #[must_use]
+    pub fn attachment_in(&self, domain: DomainId) -> Option<&Attachment> {
+        match self.attachments.as_slice() {
+            [one] => (one.domain == domain).then_some(one),
+            many => many.binary_search_by_key(&domain, |a| a.domain).ok().map(|at| &many[at]),
+        }
+    }
+
+    /// The transmit queue for a flow; the hash is asked for only where there is a choice.
+    #[inline]
+    pub fn tx_for(&self, flow_hash: impl FnOnce() -> u32) -> TxId {
+        match &self.shared.flows {
+            None => TxId(self.first_tx),
+            Some(flows) => TxId(self.first_tx + u32::from(flows.pick(flow_hash(), self.shared.tx.len() as u16))),
+        }
+    }
+}
+
+const fn tag_key(tpid: u16, vid: u16) -> u32 {
+    ((tpid as u32) << 16) | vid as u32
+}
+
+/// One line of a flood list.
+#[derive(Clone, Copy, Debug)]
+pub struct FloodTarget {
+    /// The port.
+    pub port: PortId,
+    /// Tags on its wire.
+    pub dress: Dress,
+}
+
+/// A compiled domain.
+#[derive(Debug)]
+pub struct DomainEntry {
+    /// See [`DomainDef`].
+    pub mtu: u32,
+    /// See [`DomainDef`].
+    pub group_fwd_mask: u16,
+    floods: Vec<(Role, Vec<FloodTarget>)>,
+}
+
+impl DomainEntry {
+    /// Where frames of a sender with `role` are flooded to; the sender itself is in the list.
+    #[inline]
+    #[must_use]
+    pub fn flood(&self, role: Role) -> &[FloodTarget] {
+        match self.floods.as_slice() {
+            [one] if one.0 == role => &one.1,
+            many => many.binary_search_by_key(&role, |f| f.0).map_or(&[][..], |at| &many[at].1),
+        }
+    }
+}
+
+/// A transmit queue of the snapshot.
+#[derive(Debug)]
+pub struct TxEntry {
+    /// The port that it belongs to.
+    pub port: PortId,
+    /// The queue.
+    pub queue: Arc<TxQueue>,
+}
+
+/// The snapshot. See the module page.
+#[derive(Debug, Default)]
+pub struct Topology {
+    /// Its number.
+    pub epoch: Epoch,
+    ports: Vec<Option<PortEntry>>,
+    domains: Vec<Option<DomainEntry>>,
+    tx: Vec<TxEntry>,
+}
+
+/// A description that cannot be compiled; the control side checks before, so this names a bug or a race.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TopologyError {
+    /// An attachment names a domain that is not there.
+    #[error("{0} is attached to {1}, which does not exist")]
+    NoDomain(PortId, DomainId),
+    /// Two attachments of one port take the same frames or are in the same domain.
+    #[error("{0} has two attachments for the same frames or the same domain")]
+    Conflict(PortId),
+    /// A VID outside 1 to 4094 or an unknown TPID.
+    #[error("{0} has a tag that does not exist: tpid {1:#06x} vid {2}")]
+    BadTag(PortId, u16, u16),
+    /// An id is used twice.
+    #[error("{0} is described twice")]
+    Twice(PortId),
+}
+
+impl Topology {
+    /// Compiles a snapshot.
+    ///
+    /// # Errors
+    /// The description contradicts itself; nothing has happened.
+    pub fn build(epoch: Epoch, ports: Vec<PortDef>, domains: &[DomainDef]) -> Result<Topology, TopologyError> {
+        let mut topology = Topology { epoch, ..Topology::default() };
+        let domain_slots = domains.iter().map(|d| d.id.index() + 1).max().unwrap_or(0);
+        topology.domains.resize_with(domain_slots, || None);
+        for def in domains {
+            topology.domains[def.id.index()] =
+                Some(DomainEntry { mtu: def.mtu, group_fwd_mask: def.group_fwd_mask, floods: Vec::new() });
+        }
+        let port_slots = ports.iter().map(|p| p.id.index() + 1).max().unwrap_or(0);
+        topology.ports.resize_with(port_slots, || None);
+        let mut members: Vec<Vec<(Role, FloodTarget)>> = vec![Vec::new(); domain_slots];
+        for def in ports {
+            let entry = compile_port(&def, topology.tx.len() as u32, &topology.domains)?;
+            for a in &entry.attachments {
+                members[a.domain.index()].push((a.role, FloodTarget { port: def.id, dress: a.dress }));
+            }
+            topology.tx.extend(def.shared.tx.iter().map(|q| TxEntry { port: def.id, queue: Arc::clone(q) }));
+            if topology.ports[def.id.index()].replace(entry).is_some() {
+                return Err(TopologyError::Twice(def.id));
+            }
+        }
+        for (domain, members) in topology.domains.iter_mut().zip(&members) {
+            if let Some(domain) = domain {
+                domain.floods = flood_lists(members);
+            }
+        }
+        Ok(topology)
+    }
+
+    /// A port, if it exists.
+    #[inline]
+    #[must_use]
+    pub fn port(&self, id: PortId) -> Option<&PortEntry> {
+        self.ports.get(id.index())?.as_ref()
+    }
+
+    /// A domain, if it exists.
+    #[inline]
+    #[must_use]
+    pub fn domain(&self, id: DomainId) -> Option<&DomainEntry> {
+        self.domains.get(id.index())?.as_ref()
+    }
+
+    /// All transmit queues; a [`TxId`] is an index.
+    #[inline]
+    #[must_use]
+    pub fn tx(&self) -> &[TxEntry] {
+        &self.tx
+    }
+}
+
+fn compile_port(def: &PortDef, first_tx: u32, domains: &[Option<DomainEntry>]) -> Result<PortEntry, TopologyError> {
+    let mut entry = PortEntry {
+        id: def.id,
+        hairpin: def.hairpin,
+        up: def.up,
+        learning: def.learning,
+        storm: def.storm,
+        shared: Arc::clone(&def.shared),
+        first_tx,
+        attachments: def.attachments.clone(),
+        untagged: None,
+        transparent: None,
+        tagged: Vec::new(),
+    };
+    entry.attachments.sort_by_key(|a| a.domain);
+    if entry.attachments.windows(2).any(|pair| pair[0].domain == pair[1].domain) {
+        return Err(TopologyError::Conflict(def.id));
+    }
+    for a in &entry.attachments {
+        if domains.get(a.domain.index()).is_none_or(Option::is_none) {
+            return Err(TopologyError::NoDomain(def.id, a.domain));
+        }
+        match a.dress {
+            Dress::Untagged => {
+                if entry.untagged.replace(*a).is_some() {
+                    return Err(TopologyError::Conflict(def.id));
+                }
+            }
+            Dress::Transparent => {
+                if entry.attachments.len() > 1 {
+                    return Err(TopologyError::Conflict(def.id));
+                }
+                entry.transparent = Some(*a);
+            }
+            Dress::Tagged { tpid, vid } => {
+                if !(1..=4094).contains(&vid) || !TPIDS.contains(&tpid) {
+                    return Err(TopologyError::BadTag(def.id, tpid, vid));
+                }
+                entry.tagged.push((tag_key(tpid, vid), *a));
+            }
+        }
+    }
+    entry.tagged.sort_by_key(|t| t.0);
+    if entry.tagged.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+        return Err(TopologyError::Conflict(def.id));
+    }
+    Ok(entry)
+}
+
+fn flood_lists(members: &[(Role, FloodTarget)]) -> Vec<(Role, Vec<FloodTarget>)> {
+    let mut roles: Vec<Role> = members.iter().map(|m| m.0).collect();
+    roles.sort_unstable();
+    roles.dedup();
+    roles
+        .into_iter()
+        .map(|from| {
+            let reach = members.iter().filter(|(to, _)| from.may_reach(*to)).map(|(_, target)| *target).collect();
+            (from, reach)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(id: u16, attachments: &[(u16, Dress, Role)]) -> PortDef {
+        PortDef {
+            id: PortId(id),
+            attachments: attachments
+                .iter()
+                .map(|(d, dress, role)| Attachment { domain: DomainId(*d), dress: *dress, role: *role })
+                .collect(),
+            hairpin: false,
+            up: true,
+            learning: true,
+            storm: StormLimits::default(),
+            shared: Arc::new(PortShared::new(Vec::new(), 1)),
+        }
+    }
+
+    fn domain(id: u16) -> DomainDef {
+        DomainDef { id: DomainId(id), mtu: 1500, group_fwd_mask: DEFAULT_GROUP_FWD_MASK }
+    }
+
+    fn flood(topology: &Topology, role: Role) -> Vec<u16> {
+        topology.domain(DomainId(0)).expect("there").flood(role).iter().map(|t| t.port.0).collect()
+    }
+
+    #[test]
+    fn flood_lists_follow_the_role_pairs() {
+        let red = Role::community(0);
+        let blue = Role::community(1);
+        let untagged = Dress::Untagged;
+        let topology = Topology::build(
+            Epoch(1),
+            vec![
+                port(0, &[(0, untagged, Role::PROMISCUOUS)]),
+                port(1, &[(0, untagged, Role::ISOLATED)]),
+                port(2, &[(0, untagged, Role::ISOLATED)]),
+                port(3, &[(0, untagged, red)]),
+                port(4, &[(0, untagged, red)]),
+                port(5, &[(0, untagged, blue)]),
+            ],
+            &[domain(0)],
+        )
+        .expect("valid");
+        assert_eq!(flood(&topology, Role::PROMISCUOUS), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(flood(&topology, Role::ISOLATED), [0]);
+        assert_eq!(flood(&topology, red), [0, 3, 4]);
+        assert_eq!(flood(&topology, blue), [0, 5]);
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let p = Role::PROMISCUOUS;
+        let tag = |vid| Dress::Tagged { tpid: 0x8100, vid };
+        let build = |def| Topology::build(Epoch(1), vec![def], &[domain(0), domain(1)]).map(|_| ());
+        assert_eq!(build(port(0, &[(7, Dress::Untagged, p)])), Err(TopologyError::NoDomain(PortId(0), DomainId(7))));
+        assert_eq!(build(port(0, &[(0, tag(5), p), (0, tag(6), p)])), Err(TopologyError::Conflict(PortId(0))));
+        assert_eq!(build(port(0, &[(0, tag(5), p), (1, tag(5), p)])), Err(TopologyError::Conflict(PortId(0))));
+        assert_eq!(build(port(0, &[(0, Dress::Transparent, p), (1, tag(5), p)])), Err(TopologyError::Conflict(PortId(0))));
+        assert_eq!(build(port(0, &[(0, tag(0), p)])), Err(TopologyError::BadTag(PortId(0), 0x8100, 0)));
+        assert_eq!(build(port(0, &[(0, tag(5), p), (1, Dress::Untagged, p)])), Ok(()));
+    }
+
+    #[test]
+    fn storm_control_lets_the_rate_through_and_no_more() {
+        let state = StormState::default();
+        let limits = StormLimits { broadcast: 1000, multicast: 0, unknown: 0 };
+        let admitted = (0..100_000u64).filter(|i| state.admit(StormClass::Broadcast, &limits, i * 100_000)).count();
+        assert!((10_000..=10_102).contains(&admitted), "10 s at 1000/s plus one burst, got {admitted}");
+        assert!((0..1000).all(|_| state.admit(StormClass::Multicast, &limits, 0)), "0 means no limit");
+    }
+
+    #[test]
+    fn replies_take_the_queue_of_the_flow() {
+        let flows = FlowQueues::default();
+        flows.note(0x1234_5678, 3);
+        assert_eq!(flows.pick(0x1234_5678, 4), 3);
+        assert!(flows.pick(0x1234_5678, 2) < 2, "a queue that is gone is not picked");
+        assert!(flows.pick(0xffff_ffff, 4) < 4);
+    }
+}
