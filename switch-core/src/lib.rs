@@ -13,6 +13,7 @@
 pub mod batch;
 pub mod clock;
 pub mod egress;
+pub mod fdb;
 pub mod frame;
 pub mod id;
 pub mod mac;

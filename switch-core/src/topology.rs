@@ -7,7 +7,10 @@
 //! Flood lists exist per (domain, role class), not per ingress port: 1000 ports in a domain cost 1000 entries, and the
 //! ingress is skipped at use.
 
-use std::sync::{Arc, atomic::{AtomicU64, AtomicU8, Ordering::Relaxed}};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
+};
 
 use parking_lot::Mutex;
 
@@ -557,7 +560,10 @@ mod tests {
         assert_eq!(build(port(0, &[(7, Dress::Untagged, p)])), Err(TopologyError::NoDomain(PortId(0), DomainId(7))));
         assert_eq!(build(port(0, &[(0, tag(5), p), (0, tag(6), p)])), Err(TopologyError::Conflict(PortId(0))));
         assert_eq!(build(port(0, &[(0, tag(5), p), (1, tag(5), p)])), Err(TopologyError::Conflict(PortId(0))));
-        assert_eq!(build(port(0, &[(0, Dress::Transparent, p), (1, tag(5), p)])), Err(TopologyError::Conflict(PortId(0))));
+        assert_eq!(
+            build(port(0, &[(0, Dress::Transparent, p), (1, tag(5), p)])),
+            Err(TopologyError::Conflict(PortId(0)))
+        );
         assert_eq!(build(port(0, &[(0, tag(0), p)])), Err(TopologyError::BadTag(PortId(0), 0x8100, 0)));
         assert_eq!(build(port(0, &[(0, tag(5), p), (1, Dress::Untagged, p)])), Ok(()));
     }

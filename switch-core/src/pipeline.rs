@@ -1,0 +1,404 @@
+//! What happens to a batch: parse → classify → learn → decide. No I/O, no lock, no clock of its own.
+//!
+//! Each stage runs over the whole batch before the next begins, so that the FDB lines of all frames are on their way
+//! into the cache when the first of them is needed. A frame that is dropped in one stage is absent from the next ones
+//! (`Work` is compacted). The result is a [`Plan`]: for every transmit queue the slots to send and the tag edit each
+//! needs. The pipeline writes to a slot only before the decision; afterwards the batch is immutable.
+
+use arrayvec::ArrayVec;
+
+use crate::{
+    batch::{BATCH_FRAMES, Batch},
+    clock::Now,
+    fdb::{Fdb, FdbHash, FlapTable, Learned},
+    frame::{flow, offload::Offload, validate},
+    id::{DomainId, PortId, TxId},
+    mac::MacAddr,
+    stats::{Counter, CounterBlock},
+    topology::{Attachment, DomainEntry, Dress, PortEntry, Role, StormClass, Topology},
+    verdict::DropReason,
+};
+
+/// Bytes of an Ethernet header.
+const ETHERNET: usize = 14;
+/// Bytes of a VLAN tag.
+const TAG: usize = 4;
+
+/// What one egress does to the bytes at offset 12.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Edit {
+    /// Bytes of the received tag to leave out (0 or 4).
+    pub strip: u8,
+    /// A tag to put in: TPID and TCI.
+    pub push: Option<(u16, u16)>,
+}
+
+impl Edit {
+    /// The frame leaves as it came.
+    pub const NONE: Edit = Edit { strip: 0, push: None };
+
+    /// By how much the frame grows.
+    #[inline]
+    #[must_use]
+    pub const fn delta(self) -> i16 {
+        (if self.push.is_some() { TAG as i16 } else { 0 }) - self.strip as i16
+    }
+}
+
+/// One copy to send.
+#[derive(Clone, Copy, Debug)]
+pub struct Copy {
+    /// The slot.
+    pub slot: u8,
+    /// The tag edit.
+    pub edit: Edit,
+}
+
+/// Copies by transmit queue. Allocates only in [`fit`](Self::fit).
+#[derive(Debug, Default)]
+pub struct Plan {
+    lists: Vec<ArrayVec<Copy, BATCH_FRAMES>>,
+    touched: Vec<TxId>,
+}
+
+impl Plan {
+    /// Makes room for the queues of a topology. Called when a topology is taken up, never per batch.
+    pub fn fit(&mut self, topology: &Topology) {
+        self.lists.resize_with(topology.tx().len(), ArrayVec::new);
+        self.touched.reserve(topology.tx().len());
+    }
+
+    /// Queues that have something to send.
+    #[inline]
+    #[must_use]
+    pub fn touched(&self) -> &[TxId] {
+        &self.touched
+    }
+
+    /// What a queue has to send, in order of arrival.
+    #[inline]
+    #[must_use]
+    pub fn copies(&self, tx: TxId) -> &[Copy] {
+        &self.lists[tx.index()]
+    }
+
+    /// Empties the plan.
+    #[inline]
+    pub fn clear(&mut self) {
+        for tx in self.touched.drain(..) {
+            self.lists[tx.index()].clear();
+        }
+    }
+
+    #[inline]
+    fn push(&mut self, tx: TxId, copy: Copy) {
+        let list = &mut self.lists[tx.index()];
+        if list.is_empty() {
+            self.touched.push(tx);
+        }
+        // A slot is pushed on a queue at most once: a port is a member of a domain at most once.
+        list.push(copy);
+    }
+}
+
+/// One frame between the stages.
+#[derive(Clone, Copy)]
+struct Work {
+    slot: u8,
+    role: Role,
+    domain: DomainId,
+    src: MacAddr,
+    dst: MacAddr,
+    dst_hash: FdbHash,
+    src_hash: FdbHash,
+}
+
+/// Everything that the stages share. `queue` is the receive queue's number within its port.
+pub struct Context<'a> {
+    /// The snapshot of this turn.
+    pub topology: &'a Topology,
+    /// The MAC table.
+    pub fdb: &'a Fdb,
+    /// When the turn began.
+    pub now: Now,
+    /// This worker's number, for its counters.
+    pub worker: usize,
+    /// The port that the batch came in by.
+    pub ingress: &'a PortEntry,
+    /// Its queue.
+    pub queue: u16,
+}
+
+/// Judges a batch. Afterwards `plan` holds the copies and the ingress counters are up to date.
+pub fn judge(context: &Context<'_>, batch: &mut Batch, flaps: &mut FlapTable, plan: &mut Plan) {
+    let counts = context.ingress.shared.counters.of(context.worker);
+    let mut work: ArrayVec<Work, BATCH_FRAMES> = ArrayVec::new();
+    classify(context, batch, counts, &mut work);
+    if context.ingress.learning {
+        learn(context, counts, flaps, &mut work);
+    }
+    decide(context, batch, counts, &work, plan);
+}
+
+fn classify(context: &Context<'_>, batch: &mut Batch, counts: &CounterBlock, work: &mut ArrayVec<Work, BATCH_FRAMES>) {
+    let mut bytes = 0u64;
+    for index in 0..batch.len() {
+        bytes += u64::from(batch.slot(index).len);
+        match classify_one(context, batch, index) {
+            Ok(item) => {
+                context.fdb.prefetch(&item.src_hash);
+                context.fdb.prefetch(&item.dst_hash);
+                work.push(item);
+            }
+            Err(reason) => counts.drop_frames(reason, 1),
+        }
+    }
+    counts.add(Counter::RxFrames, batch.len() as u64);
+    counts.add(Counter::RxBytes, bytes);
+}
+
+/// The tag at offset 12, if there is one: TPID and TCI.
+#[inline]
+fn tag_at(head: &[u8], at: usize) -> Option<(u16, u16)> {
+    let field: &[u8; 4] = head.get(at..at + 4)?.try_into().ok()?;
+    let tpid = u16::from_be_bytes([field[0], field[1]]);
+    matches!(tpid, 0x8100 | 0x88a8).then(|| (tpid, u16::from_be_bytes([field[2], field[3]])))
+}
+
+#[inline]
+fn classify_one(context: &Context<'_>, batch: &mut Batch, index: usize) -> Result<Work, DropReason> {
+    let port = context.ingress;
+    if !port.up {
+        return Err(DropReason::IngressPortDown);
+    }
+    let (head, slot) = batch.head_and_slot_mut(index);
+    let addresses: &[u8; ETHERNET] =
+        head.get(..ETHERNET).and_then(|h| h.try_into().ok()).ok_or(DropReason::Runt)?;
+    let dst = MacAddr([addresses[0], addresses[1], addresses[2], addresses[3], addresses[4], addresses[5]]);
+    let src = MacAddr([addresses[6], addresses[7], addresses[8], addresses[9], addresses[10], addresses[11]]);
+    if src.is_multicast() {
+        return Err(DropReason::MulticastSource);
+    }
+    if src == MacAddr::ZERO {
+        return Err(DropReason::ZeroSource);
+    }
+    let tag = tag_at(head, 12);
+    let attachment = attachment_for(port, tag)?;
+    let mut inner = tag;
+    slot.strip = 0;
+    slot.priority = 0;
+    if let (Some((_, tci)), false) = (tag, attachment.dress == Dress::Transparent) {
+        if slot.len < (ETHERNET + TAG) as u32 || head.len() < ETHERNET + TAG {
+            return Err(DropReason::Runt);
+        }
+        slot.strip = TAG as u8;
+        slot.priority = tci & 0xf000;
+        inner = tag_at(head, 12 + TAG);
+    }
+    slot.inner_tag = inner.is_some_and(|(_, tci)| tci & 0x0fff != 0);
+    slot.domain = attachment.domain;
+    let domain = context.topology.domain(attachment.domain).ok_or(DropReason::NoDomain)?;
+    if let Some(nibble) = dst.reserved_group()
+        && domain.group_fwd_mask & (1 << nibble) == 0
+    {
+        return Err(DropReason::ReservedAddress);
+    }
+    if slot.offload != Offload::NONE {
+        slot.offload = validate::validate(head, slot.len as usize, slot.offload)?;
+    }
+    check_length(domain, slot.len, slot.strip, inner.is_some(), &slot.offload)?;
+    Ok(Work {
+        slot: index as u8,
+        role: attachment.role,
+        domain: attachment.domain,
+        src,
+        dst,
+        src_hash: context.fdb.hash(attachment.domain, src),
+        dst_hash: context.fdb.hash(attachment.domain, dst),
+    })
+}
+
+#[inline]
+fn attachment_for(port: &PortEntry, tag: Option<(u16, u16)>) -> Result<Attachment, DropReason> {
+    if let Some(all) = port.transparent() {
+        return Ok(*all);
+    }
+    match tag {
+        Some((tpid, tci)) if tci & 0x0fff != 0 => {
+            port.tagged(tpid, tci & 0x0fff).copied().ok_or(DropReason::TagNotAllowed)
+        }
+        _ => port.untagged().copied().ok_or(DropReason::NoDomain),
+    }
+}
+
+/// The MTU bounds the layer-3 packet; one tag of payload is allowed on top, as the kernel bridge does. A GSO frame is
+/// judged by the segments that it will become.
+#[inline]
+fn check_length(domain: &DomainEntry, len: u32, strip: u8, inner: bool, offload: &Offload) -> Result<(), DropReason> {
+    let allowed = domain.mtu + ETHERNET as u32 + u32::from(strip) + if inner { TAG as u32 } else { 0 };
+    if len <= allowed {
+        return Ok(());
+    }
+    let judged = if offload.gso == crate::frame::offload::Gso::None { len } else { validate::gso_packet_len(offload) };
+    if judged <= allowed { Ok(()) } else { Err(DropReason::Giant) }
+}
+
+fn learn(context: &Context<'_>, counts: &CounterBlock, flaps: &mut FlapTable, work: &mut ArrayVec<Work, BATCH_FRAMES>) {
+    let port = context.ingress.id;
+    let mut last: Option<(DomainId, MacAddr, bool)> = None;
+    let mut held = 0u64;
+    work.retain(|item| {
+        // Frames come in bursts of one sender: the repeated ones are not looked up again.
+        if let Some((domain, src, keep)) = last
+            && domain == item.domain
+            && src == item.src
+        {
+            held += u64::from(!keep);
+            return keep;
+        }
+        let mut keep = true;
+        match context.fdb.learn(&item.src_hash, port, context.now, flaps) {
+            Learned::Fresh | Learned::Refreshed | Learned::Raced => {}
+            Learned::New => counts.add(Counter::FdbLearned, 1),
+            Learned::Moved { .. } => counts.add(Counter::FdbMoved, 1),
+            Learned::Full => counts.add(Counter::FdbFull, 1),
+            Learned::Violation { .. } => counts.add(Counter::FdbPinned, 1),
+            Learned::Held => keep = false,
+        }
+        last = Some((item.domain, item.src, keep));
+        held += u64::from(!keep);
+        keep
+    });
+    if held > 0 {
+        counts.drop_frames(DropReason::FlapHold, held);
+    }
+}
+
+fn decide(context: &Context<'_>, batch: &Batch, counts: &CounterBlock, work: &[Work], plan: &mut Plan) {
+    let ingress = context.ingress;
+    let mut decided = 0u64;
+    let mut copies = 0u64;
+    let mut flooded = 0u64;
+    let mut last: Option<(DomainId, MacAddr, Option<PortId>)> = None;
+    for item in work {
+        let slot = usize::from(item.slot);
+        let mut hash = None;
+        let mut flow = || *hash.get_or_insert_with(|| flow::flow_hash(batch.head(slot)));
+        if let Some(flows) = &ingress.shared.flows {
+            flows.note(flow(), context.queue);
+        }
+        let known = if item.dst.is_multicast() {
+            None
+        } else if let Some((domain, dst, port)) = last
+            && domain == item.domain
+            && dst == item.dst
+        {
+            port
+        } else {
+            let port = context.fdb.lookup(&item.dst_hash);
+            last = Some((item.domain, item.dst, port));
+            port
+        };
+        let result = match known {
+            Some(port) => unicast(context, batch, item, port, &mut flow, plan),
+            None => flood(context, batch, item, &mut flow, plan).inspect(|_| flooded += 1),
+        };
+        match result {
+            Ok(n) => {
+                decided += 1;
+                copies += n;
+            }
+            Err(reason) => counts.drop_frames(reason, 1),
+        }
+    }
+    counts.add(Counter::RxDecided, decided);
+    counts.add(Counter::CopiesDecided, copies);
+    if flooded > 0 {
+        counts.add(Counter::RxFlooded, flooded);
+    }
+}
+
+#[inline]
+fn unicast(
+    context: &Context<'_>,
+    batch: &Batch,
+    item: &Work,
+    to: PortId,
+    flow: &mut impl FnMut() -> u32,
+    plan: &mut Plan,
+) -> Result<u64, DropReason> {
+    if to == context.ingress.id && !context.ingress.hairpin {
+        return Err(DropReason::SamePort);
+    }
+    let port = context.topology.port(to).ok_or(DropReason::NotMember)?;
+    let member = port.attachment_in(item.domain).ok_or(DropReason::NotMember)?;
+    if !item.role.may_reach(member.role) {
+        return Err(DropReason::RoleForbidden);
+    }
+    send(context, batch, item, port, member.dress, flow, plan);
+    Ok(1)
+}
+
+fn flood(
+    context: &Context<'_>,
+    batch: &Batch,
+    item: &Work,
+    flow: &mut impl FnMut() -> u32,
+    plan: &mut Plan,
+) -> Result<u64, DropReason> {
+    let ingress = context.ingress;
+    let (class, over) = if item.dst.is_broadcast() {
+        (StormClass::Broadcast, DropReason::StormBroadcast)
+    } else if item.dst.is_multicast() {
+        (StormClass::Multicast, DropReason::StormMulticast)
+    } else {
+        (StormClass::Unknown, DropReason::StormUnknown)
+    };
+    if !ingress.shared.storm.admit(class, &ingress.storm, context.now.nanos) {
+        return Err(over);
+    }
+    let domain = context.topology.domain(item.domain).ok_or(DropReason::NoDomain)?;
+    let mut copies = 0;
+    for target in domain.flood(item.role) {
+        if target.port == ingress.id && !ingress.hairpin {
+            continue;
+        }
+        let Some(port) = context.topology.port(target.port) else { continue };
+        // A port without a carrier is no destination of a flood; a frame for a host behind it is an egress drop.
+        if !port.up {
+            continue;
+        }
+        send(context, batch, item, port, target.dress, flow, plan);
+        copies += 1;
+    }
+    if copies == 0 { Err(DropReason::NoDestination) } else { Ok(copies) }
+}
+
+#[inline]
+fn send(
+    context: &Context<'_>,
+    batch: &Batch,
+    item: &Work,
+    port: &PortEntry,
+    dress: Dress,
+    flow: &mut impl FnMut() -> u32,
+    plan: &mut Plan,
+) {
+    let slot = batch.slot(usize::from(item.slot));
+    let refused = if !port.up {
+        Some(DropReason::EgressPortDown)
+    } else if slot.inner_tag && dress == Dress::Untagged {
+        Some(DropReason::AmbiguousTag)
+    } else {
+        None
+    };
+    if let Some(reason) = refused {
+        port.shared.counters.of(context.worker).drop_frames(reason, 1);
+        return;
+    }
+    let push = match dress {
+        Dress::Tagged { tpid, vid } => Some((tpid, slot.priority | vid)),
+        Dress::Untagged | Dress::Transparent => None,
+    };
+    plan.push(port.tx_for(flow), Copy { slot: item.slot, edit: Edit { strip: slot.strip, push } });
+}
