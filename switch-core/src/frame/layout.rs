@@ -186,3 +186,35 @@ impl Layout {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_extensions_and_fragments_are_seen() {
+        let mut v4 = vec![0u8; 12];
+        v4.extend([0x88, 0xa8, 0, 1, 0x81, 0, 0, 2, 8, 0]);
+        v4.extend([0x46, 0, 0, 0, 0, 0, 0x40, 0, 64, PROTO_UDP]);
+        v4.resize(22 + 24 + 8, 0);
+        let layout = Layout::parse(&v4, 100).expect("two tags, options, DF");
+        assert_eq!((layout.l2_len, layout.l4_offset, layout.payload_offset), (22, 46, 54));
+        assert_eq!(Layout::parse(&v4[..53], 100), None);
+        assert_eq!(Layout::parse(&v4, 53), None);
+        v4[22 + 6] = 0x20;
+        assert_eq!(Layout::parse(&v4, 100), None);
+        assert!(Network::parse(&v4).expect("IPv4").fragment);
+
+        let mut v6 = vec![0u8; 12];
+        v6.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, 0, 64]);
+        v6.resize(54, 0);
+        v6.extend([43, 0, 0, 0, 0, 0, 0, 0]);
+        v6.extend([PROTO_TCP, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        v6.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        v6[54 - 40 + 6] = 0;
+        let layout = Layout::parse(&v6, 200).expect("two extensions and TCP options");
+        assert_eq!((layout.l4_offset, layout.l4_header_len, layout.payload_offset), (78, 24, 102));
+        v6[62 + 3] = 1;
+        assert_eq!(Layout::parse(&v6, 200), None, "a routing header with segments left");
+    }
+}
