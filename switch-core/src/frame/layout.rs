@@ -4,6 +4,8 @@
 //! sender's offsets. [`Network`] stops at layer 3 (fragments included), [`Layout`] goes through TCP or UDP. Every loop is
 //! bounded. Pure functions, any thread.
 
+use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice, TcpHeaderSlice};
+
 use super::vlan::{TAG_BYTES, TAG_OFFSET, be16, is_tpid};
 
 /// VLAN tags that are looked through.
@@ -75,23 +77,18 @@ impl Network {
         let ip = &head[l3_offset..];
         match ether_type {
             ETHERTYPE_IPV4 => {
-                let header_len = usize::from(ip.first()? & 0xf) * 4;
-                if ip[0] >> 4 != 4 || header_len < 20 || ip.len() < header_len {
-                    return None;
-                }
+                let header = Ipv4HeaderSlice::from_slice(ip).ok()?;
                 Some(Network {
                     l3: L3::V4,
                     l3_offset: l3_offset as u16,
-                    l4_offset: u16::try_from(l3_offset + header_len).ok()?,
-                    proto: ip[9],
-                    fragment: be16(ip, 6)? & 0x3fff != 0,
+                    l4_offset: u16::try_from(l3_offset + header.slice().len()).ok()?,
+                    proto: header.protocol().0,
+                    fragment: header.is_fragmenting_payload(),
                 })
             }
             ETHERTYPE_IPV6 => {
-                if ip.len() < 40 || ip[0] >> 4 != 6 {
-                    return None;
-                }
-                let (mut proto, mut at, mut fragment) = (ip[6], 40, false);
+                let header = Ipv6HeaderSlice::from_slice(ip).ok()?;
+                let (mut proto, mut at, mut fragment) = (header.next_header().0, header.slice().len(), false);
                 for _ in 0..MAX_EXTENSIONS {
                     let len = match proto {
                         // Hop-by-hop, destination options: length in units of 8 bytes without the first (RFC 8200 §4.2).
@@ -157,12 +154,12 @@ impl Layout {
         }
         let l4_offset = usize::from(network.l4_offset);
         let (l4, l4_header_len) = match network.proto {
-            PROTO_TCP => (L4::Tcp, usize::from(head.get(l4_offset + 12)? >> 4) * 4),
+            PROTO_TCP => (L4::Tcp, TcpHeaderSlice::from_slice(head.get(l4_offset..)?).ok()?.slice().len()),
             PROTO_UDP => (L4::Udp, 8),
             _ => return None,
         };
         let payload_offset = l4_offset + l4_header_len;
-        if (l4 == L4::Tcp && l4_header_len < 20) || payload_offset > head.len() {
+        if payload_offset > head.len() {
             return None;
         }
         Some(Layout {
