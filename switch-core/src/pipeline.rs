@@ -11,7 +11,7 @@ use crate::{
     batch::{BATCH_FRAMES, Batch},
     clock::Now,
     fdb::{Fdb, FdbHash, FlapTable, Learned},
-    frame::{flow, offload::Offload, validate},
+    frame::{flow, offload::Offload, validate, vlan::OuterTag},
     id::{DomainId, PortId, TxId},
     mac::MacAddr,
     stats::{Counter, CounterBlock},
@@ -146,6 +146,7 @@ fn classify(context: &Context<'_>, batch: &mut Batch, counts: &CounterBlock, wor
         bytes += u64::from(batch.slot(index).len);
         match classify_one(context, batch, index) {
             Ok(item) => {
+                batch.write_header(index);
                 context.fdb.prefetch(&item.src_hash);
                 context.fdb.prefetch(&item.dst_hash);
                 work.push(item);
@@ -157,14 +158,6 @@ fn classify(context: &Context<'_>, batch: &mut Batch, counts: &CounterBlock, wor
     counts.add(Counter::RxBytes, bytes);
 }
 
-/// The tag at offset 12, if there is one: TPID and TCI.
-#[inline]
-fn tag_at(head: &[u8], at: usize) -> Option<(u16, u16)> {
-    let field: &[u8; 4] = head.get(at..at + 4)?.try_into().ok()?;
-    let tpid = u16::from_be_bytes([field[0], field[1]]);
-    matches!(tpid, 0x8100 | 0x88a8).then(|| (tpid, u16::from_be_bytes([field[2], field[3]])))
-}
-
 #[inline]
 fn classify_one(context: &Context<'_>, batch: &mut Batch, index: usize) -> Result<Work, DropReason> {
     let port = context.ingress;
@@ -172,8 +165,7 @@ fn classify_one(context: &Context<'_>, batch: &mut Batch, index: usize) -> Resul
         return Err(DropReason::IngressPortDown);
     }
     let (head, slot) = batch.head_and_slot_mut(index);
-    let addresses: &[u8; ETHERNET] =
-        head.get(..ETHERNET).and_then(|h| h.try_into().ok()).ok_or(DropReason::Runt)?;
+    let addresses: &[u8; ETHERNET] = head.get(..ETHERNET).and_then(|h| h.try_into().ok()).ok_or(DropReason::Runt)?;
     let dst = MacAddr([addresses[0], addresses[1], addresses[2], addresses[3], addresses[4], addresses[5]]);
     let src = MacAddr([addresses[6], addresses[7], addresses[8], addresses[9], addresses[10], addresses[11]]);
     if src.is_multicast() {
@@ -182,20 +174,20 @@ fn classify_one(context: &Context<'_>, batch: &mut Batch, index: usize) -> Resul
     if src == MacAddr::ZERO {
         return Err(DropReason::ZeroSource);
     }
-    let tag = tag_at(head, 12);
+    let tag = OuterTag::read(head);
     let attachment = attachment_for(port, tag)?;
     let mut inner = tag;
     slot.strip = 0;
     slot.priority = 0;
-    if let (Some((_, tci)), false) = (tag, attachment.dress == Dress::Transparent) {
-        if slot.len < (ETHERNET + TAG) as u32 || head.len() < ETHERNET + TAG {
+    if let (Some(outer), false) = (tag, attachment.dress == Dress::Transparent) {
+        if head.len() < ETHERNET + TAG {
             return Err(DropReason::Runt);
         }
         slot.strip = TAG as u8;
-        slot.priority = tci & 0xf000;
-        inner = tag_at(head, 12 + TAG);
+        slot.priority = outer.tci & 0xf000;
+        inner = OuterTag::behind(head, slot.strip);
     }
-    slot.inner_tag = inner.is_some_and(|(_, tci)| tci & 0x0fff != 0);
+    slot.inner_tag = inner.is_some_and(|tag| tag.vid() != 0);
     slot.domain = attachment.domain;
     let domain = context.topology.domain(attachment.domain).ok_or(DropReason::NoDomain)?;
     if let Some(nibble) = dst.reserved_group()
@@ -219,14 +211,12 @@ fn classify_one(context: &Context<'_>, batch: &mut Batch, index: usize) -> Resul
 }
 
 #[inline]
-fn attachment_for(port: &PortEntry, tag: Option<(u16, u16)>) -> Result<Attachment, DropReason> {
+fn attachment_for(port: &PortEntry, tag: Option<OuterTag>) -> Result<Attachment, DropReason> {
     if let Some(all) = port.transparent() {
         return Ok(*all);
     }
     match tag {
-        Some((tpid, tci)) if tci & 0x0fff != 0 => {
-            port.tagged(tpid, tci & 0x0fff).copied().ok_or(DropReason::TagNotAllowed)
-        }
+        Some(tag) if tag.vid() != 0 => port.tagged(tag.tpid, tag.vid()).copied().ok_or(DropReason::TagNotAllowed),
         _ => port.untagged().copied().ok_or(DropReason::NoDomain),
     }
 }
@@ -283,7 +273,7 @@ fn decide(context: &Context<'_>, batch: &Batch, counts: &CounterBlock, work: &[W
     for item in work {
         let slot = usize::from(item.slot);
         let mut hash = None;
-        let mut flow = || *hash.get_or_insert_with(|| flow::flow_hash(batch.head(slot)));
+        let mut flow = || *hash.get_or_insert_with(|| flow::flow_hash(batch.head(slot), None));
         if let Some(flows) = &ingress.shared.flows {
             flows.note(flow(), context.queue);
         }

@@ -5,6 +5,9 @@
 //! done now and says how things stand. A device that fails is a status or a counter, never an error that reaches
 //! another port.
 
+pub mod mem;
+pub mod tap;
+
 use std::os::fd::RawFd;
 
 use crate::{batch::Batch, egress::Egress, frame::offload::Capabilities, verdict::DropReason};

@@ -1,0 +1,352 @@
+//! A worker: a thread that owns receive queues and carries their frames to the end.
+//!
+//! `turn` is one bounded, non-blocking round: every ready queue gives one batch, which is judged, sent and released
+//! before the next. The same `turn` is driven by the thread's `run`, by benches and by the simulation. `run` adds
+//! waiting: readiness is edge-triggered (mio), so a queue stays on the worker's own ready list until it says `Drained`.
+//!
+//! Adaptive polling spins for a bounded time after work (the queues that had frames, and the descriptors of the others
+//! now and then), then arms every queue and sleeps. Nothing is lost in between: a queue that finds frames while arming
+//! goes back to the ready list, and an edge that came before the sleep is still in the poll set.
+
+use std::{
+    io,
+    os::fd::RawFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, Sender};
+use mio::{Events, Interest, Poll, Token, Waker, unix::SourceFd};
+
+use crate::{
+    batch::Batch,
+    clock::{Clock, Now},
+    fdb::{Fdb, FlapEvent, FlapTable},
+    id::PortId,
+    pipeline::{self, Context, Plan},
+    port::{Armed, PortRx, RxStatus},
+    stats::Counter,
+    topology::Topology,
+    transmit::Transmitter,
+};
+
+/// How a worker waits for frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PollMode {
+    /// Spins for a short time after work, then sleeps.
+    #[default]
+    Adaptive,
+    /// Never sleeps: one core is always busy.
+    Busy,
+    /// Sleeps whenever nothing is ready.
+    Interrupt,
+}
+
+/// How long an adaptive worker spins after the last frame. Longer than a round trip through a TAP takes to come back,
+/// shorter than anything a person would call load.
+pub const ADAPTIVE_SPIN: Duration = Duration::from_micros(50);
+/// While queues are hot, the descriptors of all others are looked at once in so many rounds.
+const POLL_EVERY: u32 = 16;
+/// Readiness events taken per look.
+const EVENTS: usize = 256;
+const WAKER: Token = Token(usize::MAX);
+
+/// What the control side asks of a worker. Every command is acknowledged on `done` after it has taken effect.
+pub enum Command {
+    /// Work with this topology from the next turn on.
+    Publish {
+        /// The snapshot.
+        topology: Arc<Topology>,
+        /// Acknowledged when the old one is no longer used.
+        done: Sender<()>,
+    },
+    /// Own this receive queue.
+    Grant {
+        /// Its port, which the current topology knows.
+        port: PortId,
+        /// Its number within the port.
+        queue: u16,
+        /// The queue.
+        rx: Box<dyn PortRx>,
+        /// Acknowledged when the queue is served, with the error if it cannot be.
+        done: Sender<io::Result<()>>,
+    },
+    /// Drop all receive queues of a port.
+    Revoke {
+        /// The port.
+        port: PortId,
+        /// Acknowledged when they are closed.
+        done: Sender<()>,
+    },
+    /// Bring the counters of frames lost in the kernel up to date.
+    CollectLost {
+        /// Acknowledged when done.
+        done: Sender<()>,
+    },
+    /// Drain what is ready, once, and end.
+    Stop,
+}
+
+/// What a worker reports of its own accord.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A receive queue's device is gone; the worker has closed the queue.
+    Gone {
+        /// The port.
+        port: PortId,
+    },
+    /// An address flaps.
+    Flap(FlapEvent),
+}
+
+struct RxQueue {
+    port: PortId,
+    queue: u16,
+    rx: Box<dyn PortRx>,
+    readiness: Option<RawFd>,
+    ready: bool,
+    hot: bool,
+}
+
+/// See the module page.
+pub struct Worker {
+    index: usize,
+    fdb: Arc<Fdb>,
+    clock: Clock,
+    mode: PollMode,
+    topology: Arc<Topology>,
+    queues: Vec<Option<RxQueue>>,
+    batch: Batch,
+    plan: Plan,
+    flaps: FlapTable,
+    transmitter: Transmitter,
+    poll: Poll,
+    events: Events,
+    commands: Receiver<Command>,
+    reports: Sender<Event>,
+    stopping: bool,
+}
+
+impl Worker {
+    /// A worker without queues, and the waker for its commands.
+    ///
+    /// # Errors
+    /// No epoll descriptor can be had.
+    pub fn new(
+        index: usize,
+        fdb: Arc<Fdb>,
+        clock: Clock,
+        mode: PollMode,
+        commands: Receiver<Command>,
+        reports: Sender<Event>,
+    ) -> io::Result<(Worker, Waker)> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKER)?;
+        let worker = Worker {
+            index,
+            fdb,
+            clock,
+            mode,
+            topology: Arc::default(),
+            queues: Vec::new(),
+            batch: Batch::new(),
+            plan: Plan::default(),
+            flaps: FlapTable::default(),
+            transmitter: Transmitter::new(),
+            poll,
+            events: Events::with_capacity(EVENTS),
+            commands,
+            reports,
+            stopping: false,
+        };
+        Ok((worker, waker))
+    }
+
+    /// One round over the queues that are ready (or hot); true if any frame was moved.
+    pub fn turn(&mut self, now: Now) -> bool {
+        let mut worked = false;
+        for index in 0..self.queues.len() {
+            let Some(queue) = &mut self.queues[index] else { continue };
+            if !queue.ready && !queue.hot {
+                continue;
+            }
+            let status = queue.rx.rx(&mut self.batch);
+            queue.ready = status == RxStatus::More;
+            if !self.batch.is_empty() {
+                queue.hot = true;
+                worked = true;
+                self.forward(index, now);
+            }
+            if status == RxStatus::Gone {
+                self.close(index);
+            }
+        }
+        while let Some(event) = self.flaps.take_event() {
+            let _ = self.reports.try_send(Event::Flap(event));
+        }
+        worked
+    }
+
+    /// Carries the batch of one queue to the end.
+    fn forward(&mut self, index: usize, now: Now) {
+        let Some(queue) = &mut self.queues[index] else { return };
+        if let Some(ingress) = self.topology.port(queue.port) {
+            let context = Context {
+                topology: &self.topology,
+                fdb: &self.fdb,
+                now,
+                worker: self.index,
+                ingress,
+                queue: queue.queue,
+            };
+            pipeline::judge(&context, &mut self.batch, &mut self.flaps, &mut self.plan);
+            self.transmitter.send(&self.topology, self.index, &self.batch, &self.plan);
+            self.plan.clear();
+        }
+        queue.rx.release(&mut self.batch);
+        self.batch.clear();
+    }
+
+    fn close(&mut self, index: usize) {
+        if let Some(queue) = self.queues[index].take() {
+            self.deregister(&queue);
+            let _ = self.reports.try_send(Event::Gone { port: queue.port });
+        }
+    }
+
+    fn deregister(&self, queue: &RxQueue) {
+        if let Some(fd) = queue.readiness {
+            // It fails only if the descriptor left the set by itself.
+            let _ = self.poll.registry().deregister(&mut SourceFd(&fd));
+        }
+    }
+
+    /// Works until told to stop.
+    pub fn run(mut self) {
+        let mut last_work = Instant::now();
+        let mut round = 0u32;
+        while !self.stopping {
+            let now = self.clock.now();
+            if self.turn(now) {
+                last_work = Instant::now();
+            }
+            round = round.wrapping_add(1);
+            let ready = self.queues.iter().flatten().any(|q| q.ready);
+            let spin = match self.mode {
+                PollMode::Busy => true,
+                PollMode::Adaptive => last_work.elapsed() < ADAPTIVE_SPIN,
+                PollMode::Interrupt => false,
+            };
+            if ready || spin {
+                if round.is_multiple_of(POLL_EVERY) || !self.queues.iter().flatten().any(|q| q.hot) {
+                    self.wait(Some(Duration::ZERO));
+                }
+                continue;
+            }
+            if self.arm() {
+                self.wait(None);
+            }
+        }
+        // What had arrived before the stop is still carried.
+        let now = self.clock.now();
+        self.turn(now);
+    }
+
+    /// Asks every queue for a wake-up; false if one has frames after all.
+    fn arm(&mut self) -> bool {
+        let mut quiet = true;
+        for queue in self.queues.iter_mut().flatten() {
+            queue.hot = false;
+            if queue.rx.arm() == Armed::Work {
+                queue.ready = true;
+                quiet = false;
+            }
+        }
+        quiet
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
+        if self.poll.poll(&mut self.events, timeout).is_err() {
+            // Only EINTR is possible on a descriptor that is ours; the loop comes back.
+            return;
+        }
+        let mut called = false;
+        for event in &self.events {
+            if event.token() == WAKER {
+                called = true;
+            } else if let Some(Some(queue)) = self.queues.get_mut(event.token().0) {
+                queue.ready = true;
+            }
+        }
+        if called {
+            self.obey();
+        }
+    }
+
+    fn obey(&mut self) {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Publish { topology, done } => {
+                    self.take_up(topology);
+                    let _ = done.send(());
+                }
+                Command::Grant { port, queue, rx, done } => {
+                    let _ = done.send(self.own(port, queue, rx));
+                }
+                Command::Revoke { port, done } => {
+                    self.disown(port);
+                    let _ = done.send(());
+                }
+                Command::CollectLost { done } => {
+                    self.collect_lost();
+                    let _ = done.send(());
+                }
+                Command::Stop => self.stopping = true,
+            }
+        }
+    }
+
+    /// Works with `topology` from now on.
+    pub fn take_up(&mut self, topology: Arc<Topology>) {
+        self.plan.fit(&topology);
+        self.topology = topology;
+    }
+
+    /// Serves a receive queue from now on.
+    ///
+    /// # Errors
+    /// Its descriptor cannot be watched; the queue is closed.
+    pub fn own(&mut self, port: PortId, queue: u16, rx: Box<dyn PortRx>) -> io::Result<()> {
+        let index = self.queues.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.queues.push(None);
+            self.queues.len() - 1
+        });
+        let readiness = rx.readiness();
+        if let Some(fd) = readiness {
+            self.poll.registry().register(&mut SourceFd(&fd), Token(index), Interest::READABLE)?;
+        }
+        // Frames may have come before the descriptor was watched.
+        self.queues[index] = Some(RxQueue { port, queue, rx, readiness, ready: true, hot: false });
+        Ok(())
+    }
+
+    fn disown(&mut self, port: PortId) {
+        for index in 0..self.queues.len() {
+            if self.queues[index].as_ref().is_some_and(|q| q.port == port)
+                && let Some(queue) = self.queues[index].take()
+            {
+                self.deregister(&queue);
+            }
+        }
+    }
+
+    fn collect_lost(&mut self) {
+        for queue in self.queues.iter_mut().flatten() {
+            let lost = queue.rx.take_lost();
+            if let (true, Some(port)) = (lost > 0, self.topology.port(queue.port)) {
+                port.shared.counters.of(self.index).add(Counter::RxLost, lost);
+            }
+        }
+    }
+}
