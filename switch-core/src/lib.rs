@@ -12,6 +12,7 @@
 
 pub mod batch;
 pub mod clock;
+pub mod control;
 pub mod egress;
 pub mod fdb;
 pub mod frame;

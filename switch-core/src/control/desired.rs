@@ -1,0 +1,132 @@
+//! Desired state: everything that somebody asked for and has not taken back.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::spec::{AttachmentSpec, DEFAULT_DOMAIN, DomainSpec, Kind, PortSpec, SpecError};
+use crate::mac::MacAddr;
+
+/// Who asked for an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// `apply FILE` or `run -c FILE`.
+    File,
+    /// A command.
+    Cli,
+    /// A network.
+    Network,
+    /// A hook of another program.
+    Hook,
+}
+
+/// An object and where it comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owned<T> {
+    /// The object.
+    pub spec: T,
+    /// Who asked for it.
+    pub origin: Origin,
+}
+
+/// A FDB entry that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FdbSpec {
+    /// The address.
+    pub mac: MacAddr,
+    /// The port.
+    pub port: String,
+    /// The domain.
+    #[serde(default = "default_domain")]
+    pub domain: String,
+    /// Ages, but never moves.
+    #[serde(default)]
+    pub sticky: bool,
+}
+
+fn default_domain() -> String {
+    DEFAULT_DOMAIN.to_owned()
+}
+
+/// All of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Desired {
+    /// Domains by name.
+    pub domains: BTreeMap<String, Owned<DomainSpec>>,
+    /// Ports by name.
+    pub ports: BTreeMap<String, Owned<PortSpec>>,
+    /// Static and sticky entries.
+    pub fdb: Vec<FdbSpec>,
+}
+
+impl Desired {
+    /// Checks everything that objects say of each other.
+    ///
+    /// # Errors
+    /// Names the object and what it lacks.
+    pub fn check(&self) -> Result<(), SpecError> {
+        for (name, domain) in &self.domains {
+            domain.spec.check()?;
+            if domain.spec.host && self.ports.contains_key(name) {
+                return Err(SpecError(format!(
+                    "domain \"{name}\" has a host port, and there is a port of the same name; rename one of them"
+                )));
+            }
+        }
+        for (name, port) in &self.ports {
+            port.spec.check()?;
+            for attachment in &port.spec.domains {
+                if attachment.domain != DEFAULT_DOMAIN && !self.domains.contains_key(&attachment.domain) {
+                    return Err(SpecError(format!(
+                        "port \"{name}\": there is no domain \"{0}\"; make it with: vswitch domain add {0}",
+                        attachment.domain
+                    )));
+                }
+            }
+        }
+        for entry in &self.fdb {
+            if entry.mac.is_multicast() || entry.mac == MacAddr::ZERO {
+                return Err(SpecError(format!("fdb entry {}: not a unicast address", entry.mac)));
+            }
+            if !self.effective_ports().contains_key(&entry.port) {
+                return Err(SpecError(format!("fdb entry {}: there is no port \"{}\"", entry.mac, entry.port)));
+            }
+            if entry.domain != DEFAULT_DOMAIN && !self.domains.contains_key(&entry.domain) {
+                return Err(SpecError(format!("fdb entry {}: there is no domain \"{}\"", entry.mac, entry.domain)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Domains with the implied one.
+    #[must_use]
+    pub fn effective_domains(&self) -> BTreeMap<String, DomainSpec> {
+        let mut all = BTreeMap::from([(DEFAULT_DOMAIN.to_owned(), DomainSpec::new(DEFAULT_DOMAIN))]);
+        all.extend(self.domains.iter().map(|(name, owned)| (name.clone(), owned.spec.clone())));
+        all
+    }
+
+    /// Ports with the host ports that domains imply.
+    #[must_use]
+    pub fn effective_ports(&self) -> BTreeMap<String, PortSpec> {
+        let mut all: BTreeMap<_, _> =
+            self.ports.iter().map(|(name, owned)| (name.clone(), owned.spec.clone())).collect();
+        for (name, owned) in &self.domains {
+            if owned.spec.host {
+                let mut port = PortSpec::new(name, Kind::Tap);
+                port.mtu = Some(owned.spec.mtu);
+                port.domains = vec![AttachmentSpec::untagged(name)];
+                all.insert(name.clone(), port);
+            }
+        }
+        all
+    }
+
+    /// Removes a port and the entries that point to it; false if there is none.
+    pub fn remove_port(&mut self, name: &str) -> bool {
+        self.fdb.retain(|entry| entry.port != name);
+        self.ports.remove(name).is_some()
+    }
+}

@@ -1,0 +1,170 @@
+//! What the API says: JSON bodies of answers and requests.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    desired::Origin,
+    plan::Step,
+    spec::{DomainSpec, PortSpec},
+};
+use crate::{fdb::Kind, mac::MacAddr};
+
+/// Whether a port works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortState {
+    /// Open and set up.
+    Up,
+    /// Open, but set down.
+    Down,
+    /// Not open yet; `reason` says why, and it is tried again.
+    Waiting,
+}
+
+/// A port, wanted and observed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PortView {
+    /// What was asked for.
+    pub spec: PortSpec,
+    /// Who asked; `None` for a domain's host port.
+    pub origin: Option<Origin>,
+    /// Whether it works.
+    pub state: PortState,
+    /// Why it is waiting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Learned and static addresses on it.
+    pub fdb_entries: usize,
+    /// Counters by name.
+    pub counters: BTreeMap<String, u64>,
+    /// Drops by reason; reasons without drops are left out.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// A domain, wanted and observed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DomainView {
+    /// What was asked for.
+    pub spec: DomainSpec,
+    /// Who asked; `None` for the implied `default`.
+    pub origin: Option<Origin>,
+    /// The names of its members, with dress and role.
+    pub members: Vec<String>,
+}
+
+/// One FDB entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FdbView {
+    /// The domain's name.
+    pub domain: String,
+    /// The address.
+    pub mac: MacAddr,
+    /// The port's name.
+    pub port: String,
+    /// Learned, sticky or static.
+    pub kind: Kind,
+    /// Seconds since the last frame from it.
+    pub age_s: u32,
+}
+
+/// The switch as a whole.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The version of vswitch.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Seconds since it was started.
+    pub uptime_s: u64,
+    /// Worker threads.
+    pub workers: usize,
+    /// The number of the topology in use.
+    pub epoch: u64,
+    /// Ports by state.
+    pub ports_up: usize,
+    /// Ports set down.
+    pub ports_down: usize,
+    /// Ports that cannot be opened yet.
+    pub ports_waiting: usize,
+    /// Domains.
+    pub domains: usize,
+    /// FDB entries.
+    pub fdb_entries: usize,
+    /// FDB entries that there is room for.
+    pub fdb_capacity: usize,
+}
+
+/// `POST /v1/ports` and `POST /v1/domains`: a SPEC as text.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Add {
+    /// The SPEC.
+    pub spec: String,
+}
+
+/// `PATCH /v1/ports/{name}`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortChange {
+    /// `key=value` settings.
+    #[serde(default)]
+    pub set: Vec<String>,
+    /// An attachment to add (or to replace that of the same domain).
+    #[serde(default)]
+    pub attach: Option<String>,
+    /// A domain to leave.
+    #[serde(default)]
+    pub detach: Option<String>,
+}
+
+/// `POST /v1/apply`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Apply {
+    /// The text of the file.
+    pub toml: String,
+    /// Only say what would be done.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Also remove what the file did not make.
+    #[serde(default)]
+    pub prune: bool,
+}
+
+/// The answer to every change.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Done {
+    /// What was (or would be) done.
+    pub steps: Vec<Step>,
+    /// Ports that wait, with the reason.
+    #[serde(default)]
+    pub waiting: BTreeMap<String, String>,
+}
+
+/// `POST /v1/fdb/flush`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlushRequest {
+    /// Only this port's.
+    #[serde(default)]
+    pub port: Option<String>,
+    /// Only this domain's.
+    #[serde(default)]
+    pub domain: Option<String>,
+}
+
+/// The answer to a flush.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Flushed {
+    /// Entries removed.
+    pub removed: usize,
+}
+
+/// An error.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What is wrong and what to do.
+    pub error: String,
+}
