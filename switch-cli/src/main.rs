@@ -1,2 +1,36 @@
-//! The `vswitch` command.
-fn main() {}
+//! The `vswitch` command: one file per group of commands under `commands`, the API client in `client`.
+
+mod args;
+mod client;
+mod commands;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{
+    args::{Cli, Command},
+    client::Client,
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let client = Client::new(&cli.api);
+    let result = match cli.command {
+        Command::Run(run) => commands::run::run(&cli.api, run),
+        Command::Apply { file, dry_run, prune, json } => commands::apply(&client, &file, dry_run, prune, json),
+        Command::Status { json } => commands::status(&client, json),
+        Command::Port(command) => commands::port::port(&client, command),
+        Command::Domain(command) => commands::domain::domain(&client, command),
+        Command::Fdb(command) => commands::fdb::fdb(&client, command),
+        Command::Monitor { json } => commands::monitor(&client, json),
+        Command::Demo => commands::demo::demo(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vswitch: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A userspace Ethernet switch for virtual machines and network namespaces.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Examples:
+  vswitch demo                                   see it work, in throw-away namespaces
+  vswitch run --port vm1=tap --port vm2=tap      a switch with two TAPs, in the foreground
+  vswitch domain add blue && vswitch port add vm3=tap,domain=blue:isolated
+  vswitch fdb show --json"
+)]
+pub struct Cli {
+    /// API socket of the switch.
+    #[arg(long, env = "VSWITCH_API", default_value = "/run/vswitch/api.sock", global = true)]
+    pub api: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run a switch in the foreground; Ctrl-C or SIGTERM ends it and cleans up
+    Run(Run),
+    /// Make the objects of a file what it says; leave those made by commands
+    #[command(after_help = "Example file:
+  [[domain]]
+  name = \"blue\"
+  [[port]]
+  name = \"vm1\"
+  kind = \"tap\"
+  domains = [\"blue:isolated\"]")]
+    Apply {
+        /// TOML file.
+        file: PathBuf,
+        /// Only print what would be done.
+        #[arg(long)]
+        dry_run: bool,
+        /// Also remove what the file did not make.
+        #[arg(long)]
+        prune: bool,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the switch as a whole
+    Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ports: add, del, show, set, attach, detach
+    #[command(subcommand)]
+    Port(Port),
+    /// Isolation domains: add, del, show, set
+    #[command(subcommand)]
+    Domain(Domain),
+    /// The MAC table: show, add, del, flush
+    #[command(subcommand)]
+    Fdb(Fdb),
+    /// Print what happens, line by line, until Ctrl-C
+    Monitor {
+        /// Print JSON lines.
+        #[arg(long)]
+        json: bool,
+    },
+    /// See it work: namespaces, isolation, throughput beside the kernel bridge; cleans up after itself
+    Demo,
+}
+
+/// `vswitch run`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  vswitch run --port vm1=tap --port vm2=tap,domain=none
+  vswitch run -c /etc/vswitch.toml --workers 2 --poll busy --cpus 2,3")]
+pub struct Run {
+    /// Configuration file (TOML), applied at the start.
+    #[arg(short, long)]
+    pub config: Option<PathBuf>,
+    /// Worker threads.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: u16,
+    /// CPUs to pin workers to, for example 2,3 or 4-7.
+    #[arg(long, value_parser = cpu_list, default_value = "")]
+    pub cpus: Cpus,
+    /// How workers wait for frames.
+    #[arg(long, value_enum, default_value = "adaptive")]
+    pub poll: Poll,
+    /// A port: NAME=KIND[,key=value]...
+    #[arg(long = "port", value_name = "SPEC")]
+    pub ports: Vec<String>,
+    /// A domain: NAME[,key=value]...
+    #[arg(long = "domain", value_name = "SPEC")]
+    pub domains: Vec<String>,
+    /// Entries of the MAC table (1024 to 1048576).
+    #[arg(long, default_value_t = 65_536)]
+    pub fdb_size: usize,
+    /// Where desired state is kept across restarts.
+    #[arg(long, default_value = "/var/lib/vswitch", value_name = "DIRECTORY")]
+    pub state: PathBuf,
+}
+
+/// A list of CPUs.
+#[derive(Clone, Debug, Default)]
+pub struct Cpus(pub Vec<usize>);
+
+fn cpu_list(text: &str) -> Result<Cpus, String> {
+    let mut cpus = Vec::new();
+    for part in text.split(',').filter(|p| !p.is_empty()) {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        let number = |t: &str| t.parse::<usize>().map_err(|_| format!("\"{part}\" is not a CPU or a range of CPUs"));
+        cpus.extend(number(from)?..=number(to)?);
+    }
+    Ok(Cpus(cpus))
+}
+
+/// Poll modes.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Poll {
+    /// Spin for a short time after work, then sleep
+    Adaptive,
+    /// Never sleep
+    Busy,
+    /// Sleep whenever nothing is ready
+    Interrupt,
+}
+
+/// `vswitch port`.
+#[derive(Subcommand)]
+pub enum Port {
+    /// Add a port
+    #[command(after_help = "Examples:
+  vswitch port add vm1=tap
+  vswitch port add t0=tap,netns=blue,queues=2,offload=off,domain=red:tag=10")]
+    Add {
+        /// NAME=KIND[,key=value]...
+        spec: String,
+    },
+    /// Remove a port
+    Del {
+        /// Its name.
+        name: String,
+    },
+    /// Show ports with their counters
+    Show {
+        /// Only this one.
+        name: Option<String>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change settings of a port: link=up|down hairpin=on|off mtu=…
+    Set {
+        /// Its name.
+        name: String,
+        /// key=value.
+        #[arg(required = true)]
+        settings: Vec<String>,
+    },
+    /// Attach a port to a domain: DOMAIN[:untagged|:tag=VID|:transparent][:isolated|:community=NAME]
+    Attach {
+        /// Its name.
+        name: String,
+        /// The attachment.
+        attachment: String,
+    },
+    /// Detach a port from a domain
+    Detach {
+        /// Its name.
+        name: String,
+        /// The domain.
+        domain: String,
+    },
+}
+
+/// `vswitch domain`.
+#[derive(Subcommand)]
+pub enum Domain {
+    /// Add a domain
+    #[command(after_help = "Example: vswitch domain add blue mtu=9000 ageing=600 host=on")]
+    Add {
+        /// Its name.
+        name: String,
+        /// key=value: mtu, ageing, group-fwd-mask, host, fdb-limit.
+        settings: Vec<String>,
+    },
+    /// Remove a domain without members
+    Del {
+        /// Its name.
+        name: String,
+    },
+    /// Show domains with their members
+    Show {
+        /// Only this one.
+        name: Option<String>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change settings of a domain
+    Set {
+        /// Its name.
+        name: String,
+        /// key=value.
+        #[arg(required = true)]
+        settings: Vec<String>,
+    },
+}
+
+/// `vswitch fdb`.
+#[derive(Subcommand)]
+pub enum Fdb {
+    /// Show the MAC table
+    Show {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Add an entry: MAC PORT [domain D] [static|sticky]
+    Add {
+        /// The address.
+        mac: String,
+        /// The port.
+        port: String,
+        /// `domain D`, `static`, `sticky`.
+        words: Vec<String>,
+    },
+    /// Remove an entry: MAC [domain D]
+    Del {
+        /// The address.
+        mac: String,
+        /// `domain D`.
+        words: Vec<String>,
+    },
+    /// Forget learned addresses: [port P] [domain D]
+    Flush {
+        /// `port P`, `domain D`.
+        words: Vec<String>,
+    },
+}

@@ -1,0 +1,5 @@
+//! `vswitch demo`.
+/// Runs the demonstration.
+pub fn demo() -> anyhow::Result<()> {
+    Ok(())
+}

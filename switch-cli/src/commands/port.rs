@@ -1,0 +1,72 @@
+//! `vswitch port`.
+
+use anyhow::bail;
+use switch_core::control::wire::{Add, Done, PortChange, PortState, PortView};
+
+use super::{print_json, print_table, report};
+use crate::{args::Port, client::Client};
+
+const BASE: &str = "/v1/ports";
+
+/// Carries out the command.
+pub fn port(client: &Client, command: Port) -> anyhow::Result<()> {
+    let done: Done = match command {
+        Port::Add { spec } => client.post(BASE, &Add { spec })?,
+        Port::Del { name } => client.delete(BASE, &name)?,
+        Port::Set { name, settings } => {
+            client.patch(BASE, &name, &PortChange { set: settings, ..PortChange::default() })?
+        }
+        Port::Attach { name, attachment } => {
+            client.patch(BASE, &name, &PortChange { attach: Some(attachment), ..PortChange::default() })?
+        }
+        Port::Detach { name, domain } => {
+            client.patch(BASE, &name, &PortChange { detach: Some(domain), ..PortChange::default() })?
+        }
+        Port::Show { name, json } => return show(client, name.as_deref(), json),
+    };
+    report(&done);
+    Ok(())
+}
+
+fn show(client: &Client, name: Option<&str>, json: bool) -> anyhow::Result<()> {
+    let mut ports: Vec<PortView> = client.get(BASE)?;
+    if let Some(name) = name {
+        ports.retain(|p| p.spec.name == name);
+        if ports.is_empty() {
+            bail!("there is no port \"{name}\"; see: vswitch port show");
+        }
+    }
+    if json {
+        return print_json(&ports);
+    }
+    let count = |p: &PortView, key: &str| p.counters.get(key).copied().unwrap_or(0).to_string();
+    let rows: Vec<Vec<String>> = ports
+        .iter()
+        .map(|p| {
+            vec![
+                p.spec.name.clone(),
+                p.spec.kind.name().to_owned(),
+                match p.state {
+                    PortState::Up => "up",
+                    PortState::Down => "down",
+                    PortState::Waiting => "waiting",
+                }
+                .to_owned(),
+                p.spec.domains.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+                count(p, "rx_frames"),
+                count(p, "tx_frames"),
+                p.drops.values().sum::<u64>().to_string(),
+            ]
+        })
+        .collect();
+    print_table(&["PORT", "KIND", "STATE", "DOMAINS", "RX", "TX", "DROPS"], &rows);
+    if name.is_some() {
+        for p in &ports {
+            println!();
+            p.reason.iter().for_each(|reason| println!("waiting: {reason}"));
+            p.counters.iter().filter(|(_, n)| **n > 0).for_each(|(key, n)| println!("{key:<24}{n}"));
+            p.drops.iter().for_each(|(key, n)| println!("dropped {key:<16}{n}"));
+        }
+    }
+    Ok(())
+}
