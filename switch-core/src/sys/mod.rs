@@ -4,4 +4,5 @@
 
 pub mod buf;
 pub mod prefetch;
+pub mod raw;
 pub mod tap;
