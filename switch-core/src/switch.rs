@@ -15,13 +15,8 @@ use crate::{
     id::{Epoch, PortId},
     port::PortRx,
     topology::{DomainDef, PortDef, Topology, TopologyError},
-    worker::{Command, Event, PollMode, Worker},
+    worker::{self, Command, Event, PollMode, Worker},
 };
-
-/// Commands that may wait for a worker.
-const COMMANDS: usize = 64;
-/// Reports that may wait for the control thread; further ones are lost, their counters are not.
-const REPORTS: usize = 1024;
 
 /// How a switch is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,10 +83,10 @@ impl Switch {
     pub fn start(settings: &Settings) -> io::Result<Switch> {
         let fdb = Arc::new(Fdb::new(settings.fdb_size));
         let clock = Clock::start();
-        let (report, reports) = bounded(REPORTS);
+        let worker::Channels { report, reports, .. } = worker::channels();
         let mut workers = Vec::new();
         for index in 0..settings.workers.max(1) {
-            let (commands, inbox) = bounded(COMMANDS);
+            let worker::Channels { commands, inbox, .. } = worker::channels();
             let (worker, waker) = Worker::new(index, Arc::clone(&fdb), clock, settings.poll, inbox, report.clone())?;
             let cpu = (!settings.cpus.is_empty()).then(|| settings.cpus[index % settings.cpus.len()]);
             if let Some(cpu) = cpu {

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use mio::{Events, Interest, Poll, Token, Waker, unix::SourceFd};
 
 use crate::{
@@ -98,6 +98,31 @@ pub enum Event {
     },
     /// An address flaps.
     Flap(FlapEvent),
+}
+
+/// Both ends of what connects a worker with the control side.
+pub struct Channels {
+    /// The control side sends commands here (and wakes the worker).
+    pub commands: Sender<Command>,
+    /// The worker's end.
+    pub inbox: Receiver<Command>,
+    /// The worker reports here; clones go to further workers.
+    pub report: Sender<Event>,
+    /// The control side's end.
+    pub reports: Receiver<Event>,
+}
+
+/// Commands that may wait for a worker.
+const COMMANDS: usize = 64;
+/// Reports that may wait for the control thread; further ones are lost, their counters are not.
+const REPORTS: usize = 1024;
+
+/// Makes the bounded channels of one worker.
+#[must_use]
+pub fn channels() -> Channels {
+    let (commands, inbox) = bounded(COMMANDS);
+    let (report, reports) = bounded(REPORTS);
+    Channels { commands, inbox, report, reports }
 }
 
 struct RxQueue {
