@@ -1,1 +1,224 @@
+//! The switch among real namespaces and TAPs: reachability, isolation, data integrity, devices that come and go.
 
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    time::Duration,
+};
+
+use switch_core::mac::MacAddr;
+use vswitch_benches::{
+    frames::{self, Sink, Stream},
+    netns::{Namespace, exec, unique, wait_for},
+    tools::ping,
+};
+use vswitch_tests::{Daemon, PATIENCE};
+
+struct Lab {
+    daemon: Daemon,
+    hosts: Vec<Namespace>,
+}
+
+impl Lab {
+    /// A switch with a TAP `eth0` in each of some namespaces; `extra` goes into the SPEC of each port.
+    fn new(extra: &[&str], arguments: &[&str]) -> Lab {
+        let hosts: Vec<Namespace> = extra.iter().map(|_| Namespace::new("vt").expect("root")).collect();
+        let specs: Vec<String> = hosts
+            .iter()
+            .zip(extra)
+            .enumerate()
+            .map(|(i, (host, extra))| format!("h{i}=tap,device=eth0,netns={}{extra}", host.name()))
+            .collect();
+        let mut all = arguments.to_vec();
+        for spec in &specs {
+            all.extend(["--port", spec]);
+        }
+        let daemon = Daemon::start(&all).expect("the switch starts");
+        for (i, host) in hosts.iter().enumerate() {
+            let addresses = [format!("10.9.0.{}/24", i + 1), format!("fd00::{}/64", i + 1)];
+            host.configure("eth0", &[&addresses[0], &addresses[1]]).expect("the TAP is there");
+        }
+        Lab { daemon, hosts }
+    }
+
+    fn pings(&self, from: usize, to: usize) -> bool {
+        ping(&self.hosts[from], &format!("10.9.0.{}", to + 1), 3, false).expect("ping runs").received > 0
+    }
+
+    fn mac(&self, host: usize) -> MacAddr {
+        let text = self.hosts[host].exec(&["cat", "/sys/class/net/eth0/address"]).expect("the TAP is there");
+        text.trim().parse().expect("a MAC address")
+    }
+
+    /// Sends pseudo-random bytes over TCP and compares what arrives.
+    fn transfer(&self, from: usize, to: usize, bytes: usize) {
+        let listener = self.hosts[to].run(|| TcpListener::bind("0.0.0.0:7000")).expect("namespace").expect("bind");
+        let receiver = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            listener.accept().expect("connection").0.read_to_end(&mut all).expect("data");
+            all
+        });
+        let address = format!("10.9.0.{}:7000", to + 1);
+        let mut stream = self.hosts[from].run(|| TcpStream::connect(&address)).expect("namespace").expect("connect");
+        let mut state = 1u64;
+        let data: Vec<u8> = (0..bytes)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 56) as u8
+            })
+            .collect();
+        stream.write_all(&data).expect("send");
+        drop(stream);
+        assert!(receiver.join().expect("receiver") == data, "the data arrived changed");
+    }
+}
+
+#[test]
+fn hosts_of_a_domain_reach_each_other_and_no_others() {
+    let lab = Lab::new(&["", "", ",domain=red"], &["--domain", "red"]);
+    assert!(lab.pings(0, 1) && lab.pings(1, 0));
+    assert!(!lab.pings(0, 2) && !lab.pings(2, 1));
+    let v6 = lab.hosts[0].exec(&["ping", "-6", "-n", "-c", "2", "-i", "0.2", "-W", "2", "fd00::2"]);
+    assert!(v6.is_ok(), "{v6:?}");
+    // Moved to the other domain at run time, the host changes sides.
+    lab.daemon.cli(&["port", "detach", "h1", "default"]).expect("detached");
+    lab.daemon.cli(&["port", "attach", "h1", "red"]).expect("attached");
+    assert!(lab.pings(2, 1) && !lab.pings(0, 1));
+}
+
+#[test]
+fn roles_and_link_state_hold_in_real_namespaces() {
+    let lab = Lab::new(&["", ",domain=default:isolated", ",domain=default:isolated"], &[]);
+    assert!(lab.pings(0, 1) && lab.pings(2, 0) && !lab.pings(1, 2));
+    lab.daemon.cli(&["port", "set", "h1", "link=down"]).expect("set");
+    assert!(!lab.pings(0, 1));
+    lab.daemon.cli(&["port", "set", "h1", "link=up"]).expect("set");
+    assert!(lab.pings(0, 1));
+}
+
+#[test]
+fn data_arrives_unchanged_with_every_mix_of_offloads() {
+    let lab = Lab::new(&["", ",offload=off", ",queues=2", ",queues=2,offload=off"], &["--workers", "2"]);
+    for from in 0..4 {
+        for to in 0..4 {
+            if from != to {
+                lab.transfer(from, to, 3_000_000);
+            }
+        }
+    }
+    let ports = lab.daemon.json(&["port", "show", "h1"]).expect("shown");
+    assert!(ports[0]["counters"]["tx_segments"].as_u64() > Some(0), "segmentation was done in software: {ports}");
+}
+
+#[test]
+fn jumbo_frames_pass_where_the_domain_allows_them() {
+    let lab = Lab::new(
+        &[",mtu=9000,domain=big", ",mtu=9000,domain=big", ",mtu=9000", ",mtu=9000"],
+        &["--domain", "big,mtu=9000"],
+    );
+    let big = |from: usize, to: usize| {
+        let address = format!("10.9.0.{}", to + 1);
+        lab.hosts[from].exec(&["ping", "-n", "-c", "1", "-W", "1", "-M", "do", "-s", "8972", &address]).is_ok()
+    };
+    assert!(big(0, 1));
+    assert!(!big(2, 3));
+    let ports = lab.daemon.json(&["port", "show", "h2"]).expect("shown");
+    assert_eq!(ports[0]["drops"]["giant"].as_u64(), Some(1), "{ports}");
+}
+
+#[test]
+fn other_ports_lose_no_frame_while_the_switch_is_changed() {
+    let lab = Lab::new(&["", ""], &[]);
+    assert!(lab.pings(0, 1));
+    let stream = Stream { dst: lab.mac(1), src: lab.mac(0), bytes: 200, rate: 20_000 };
+    let sink = Sink::start(&lab.hosts[1], "eth0").expect("sink");
+    let sent = std::thread::scope(|scope| {
+        let sender = scope.spawn(|| frames::send(&lab.hosts[0], "eth0", &stream, Duration::from_secs(3)));
+        wait_for("traffic flows", PATIENCE, || sink.received() > 1000).expect("frames arrive");
+        let config = lab.daemon.file("config.toml");
+        let extra = unique("vx");
+        for round in 0..10 {
+            let text = format!(
+                "[[domain]]\nname = \"d{round}\"\n[[port]]\nname = \"x\"\nkind = \"tap\"\ndevice = \"{extra}\"\ndomains = [\"d{round}:tag=7\"]\n"
+            );
+            std::fs::write(&config, text).expect("written");
+            lab.daemon.cli(&["apply", config.to_str().expect("text")]).expect("applied");
+        }
+        std::fs::write(&config, "").expect("written");
+        lab.daemon.cli(&["apply", config.to_str().expect("text")]).expect("applied");
+        sender.join().expect("no panic").expect("sent")
+    });
+    let tally = sink.finish().expect("received");
+    assert_eq!(
+        (tally.lost(sent), tally.reordered, tally.duplicated, tally.corrupted),
+        (0, 0, 0, 0),
+        "of {sent}: {tally:?}"
+    );
+}
+
+#[test]
+fn kill_and_restart_keeps_what_was_made() {
+    let mut lab = Lab::new(&["", ""], &[]);
+    lab.daemon.cli(&["domain", "add", "blue", "ageing=77"]).expect("added");
+    let error = lab.daemon.cli(&["fdb", "add", "02:00:00:00:00:77", "h0", "domain", "blue"]).expect_err("not in blue");
+    assert!(error.to_string().contains("vswitch port attach h0 blue"), "{error}");
+    lab.daemon.cli(&["fdb", "add", "02:00:00:00:00:77", "h0", "static"]).expect("added");
+    lab.daemon.crash_and_restart().expect("comes up again");
+    for (i, host) in lab.hosts.iter().enumerate() {
+        host.configure("eth0", &[&format!("10.9.0.{}/24", i + 1)]).expect("the TAP was made again");
+    }
+    assert!(lab.pings(0, 1));
+    let domains = lab.daemon.json(&["domain", "show", "blue"]).expect("kept");
+    assert_eq!(domains[0]["spec"]["ageing"], 77);
+    let fdb = lab.daemon.cli(&["fdb", "show"]).expect("shown");
+    assert!(fdb.contains("02:00:00:00:00:77") && fdb.contains("static"), "{fdb}");
+}
+
+#[test]
+fn a_port_waits_for_its_namespace_and_survives_its_device() {
+    let lab = Lab::new(&[""], &[]);
+    let late = unique("vl");
+    let output = lab.daemon.cli(&["port", "add", &format!("late=tap,device=eth0,netns={late}")]);
+    assert!(output.is_ok(), "{output:?}");
+    let state = || lab.daemon.json(&["port", "show", "late"]).expect("shown")[0]["state"].clone();
+    assert_eq!(state(), "waiting");
+    exec(&["ip", "netns", "add", &late]).expect("root");
+    let up = wait_for("the port comes up", PATIENCE, || state() == "up");
+    let deleted = exec(&["ip", "-n", &late, "link", "del", "eth0"]);
+    let again = wait_for("the device is made again", PATIENCE, || {
+        state() == "up" && exec(&["ip", "-n", &late, "link", "show", "eth0"]).is_ok()
+    });
+    exec(&["ip", "netns", "del", &late]).expect("deleted");
+    up.and(deleted.map(drop)).and(again).expect("up, deleted, up again");
+    assert_eq!(lab.daemon.json(&["port", "show", "h0"]).expect("shown")[0]["state"], "up");
+}
+
+#[test]
+fn an_existing_persistent_tap_is_adopted_and_left_behind() {
+    let name = unique("va");
+    exec(&["ip", "tuntap", "add", &name, "mode", "tap"]).expect("root");
+    let mut daemon = Daemon::start(&["--port", &format!("a=tap,device={name}")]).expect("starts");
+    let state = daemon.json(&["port", "show", "a"]).expect("shown")[0]["state"].clone();
+    let status = daemon.stop().expect("stopped");
+    let left = exec(&["ip", "link", "show", &name]);
+    exec(&["ip", "link", "del", &name]).expect("deleted");
+    assert_eq!((state, status), ("up".into(), Some(0)));
+    assert!(left.is_ok(), "a persistent device outlives the switch");
+}
+
+#[test]
+fn two_hundred_ports_work_and_go_away() {
+    let base = unique("m");
+    let daemon = Daemon::start(&["--workers", "2"]).expect("starts");
+    let mut text = String::new();
+    for i in 0..200 {
+        text.push_str(&format!("[[port]]\nname = \"p{i}\"\nkind = \"tap\"\ndevice = \"{base}-{i}\"\n"));
+    }
+    let config = daemon.file("many.toml");
+    std::fs::write(&config, text).expect("written");
+    daemon.cli(&["apply", config.to_str().expect("text")]).expect("applied");
+    let status = daemon.json(&["status"]).expect("shown");
+    assert_eq!((&status["ports_up"], &status["ports_waiting"]), (&200.into(), &0.into()));
+    drop(daemon);
+    assert!(exec(&["ip", "link", "show", &format!("{base}-0")]).is_err(), "devices that the switch made are gone");
+}

@@ -69,9 +69,9 @@ impl Config {
         desired.fdb.clone_from(&self.fdb);
         if !prune {
             let ports = desired.effective_ports();
-            desired
-                .fdb
-                .extend(current.fdb.iter().filter(|e| ports.contains_key(&e.port) && !self.fdb.contains(e)).cloned());
+            let member =
+                |e: &FdbSpec| ports.get(&e.port).is_some_and(|p| p.domains.iter().any(|a| a.domain == e.domain));
+            desired.fdb.extend(current.fdb.iter().filter(|e| member(e) && !self.fdb.contains(e)).cloned());
         }
         desired.check()?;
         Ok(desired)

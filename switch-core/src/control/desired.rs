@@ -86,15 +86,22 @@ impl Desired {
                 }
             }
         }
+        let ports = self.effective_ports();
         for entry in &self.fdb {
             if entry.mac.is_multicast() || entry.mac == MacAddr::ZERO {
                 return Err(SpecError(format!("fdb entry {}: not a unicast address", entry.mac)));
             }
-            if !self.effective_ports().contains_key(&entry.port) {
-                return Err(SpecError(format!("fdb entry {}: there is no port \"{}\"", entry.mac, entry.port)));
-            }
             if entry.domain != DEFAULT_DOMAIN && !self.domains.contains_key(&entry.domain) {
                 return Err(SpecError(format!("fdb entry {}: there is no domain \"{}\"", entry.mac, entry.domain)));
+            }
+            let Some(port) = ports.get(&entry.port) else {
+                return Err(SpecError(format!("fdb entry {}: there is no port \"{}\"", entry.mac, entry.port)));
+            };
+            if !port.domains.iter().any(|a| a.domain == entry.domain) {
+                return Err(SpecError(format!(
+                    "fdb entry {}: port \"{1}\" is not a member of domain \"{2}\"; attach it first: vswitch port attach {1} {2}",
+                    entry.mac, entry.port, entry.domain
+                )));
             }
         }
         Ok(())

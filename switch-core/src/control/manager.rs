@@ -21,6 +21,7 @@ use crate::{
     clock::Tick,
     fdb::{self, Fdb, Flush},
     id::{DomainId, MAX_PORTS, PortId},
+    link,
     mac::MacAddr,
     port::{PortRx, QueuePair, tap},
     stats::Counter,
@@ -66,6 +67,8 @@ pub struct Notice {
 struct Open {
     id: PortId,
     shared: Arc<PortShared>,
+    /// The netdev's `tx_dropped` when the port was opened: later ones are frames that the switch did not take in time.
+    tx_dropped: u64,
 }
 
 /// See the module page.
@@ -191,13 +194,13 @@ impl Manager {
         let mut used: BTreeSet<u16> = self.open.values().map(|o| o.id.0).collect();
         for spec in specs {
             match open_device(spec) {
-                Ok(queues) => {
+                Ok((queues, tx_dropped)) => {
                     let id =
                         (0..MAX_PORTS as u16).find(|id| !used.contains(id)).expect("the number of ports was checked");
                     used.insert(id);
                     let (rx, tx): (Vec<_>, Vec<_>) = queues.into_iter().map(|q| (q.rx, q.tx)).unzip();
                     let shared = Arc::new(PortShared::new(tx, self.switch.workers()));
-                    self.open.insert(spec.name.clone(), Open { id: PortId(id), shared });
+                    self.open.insert(spec.name.clone(), Open { id: PortId(id), shared, tx_dropped });
                     grants.push((PortId(id), rx));
                     if self.waiting.remove(&spec.name).is_some() {
                         self.notice(format!("port {} is up", spec.name));
@@ -410,12 +413,31 @@ impl Manager {
         if let Err(e) = self.switch.collect_lost() {
             tracing::error!("{e}");
         }
-        self.desired.effective_ports().into_values().map(|spec| self.port_view(spec)).collect()
+        let ports = self.desired.effective_ports();
+        let namespaces: BTreeSet<Option<String>> = ports.values().map(|p| p.netns.clone()).collect();
+        let mut dropped = HashMap::new();
+        for netns in namespaces {
+            // A namespace that is gone has no devices to ask; its ports are waiting.
+            for link in link::list(netns.as_deref()).unwrap_or_default() {
+                dropped.insert((netns.clone(), link.name), link.tx_dropped);
+            }
+        }
+        ports
+            .into_values()
+            .map(|spec| {
+                let now = dropped.get(&(spec.netns.clone(), spec.device().to_owned())).copied();
+                self.port_view(spec, now)
+            })
+            .collect()
     }
 
-    fn port_view(&self, spec: PortSpec) -> PortView {
+    fn port_view(&self, spec: PortSpec, tx_dropped: Option<u64>) -> PortView {
         let open = self.open.get(&spec.name);
         let totals = open.map(|o| o.shared.counters.total()).unwrap_or_default();
+        let lost = open.zip(tx_dropped).map_or(0, |(o, now)| now.saturating_sub(o.tx_dropped));
+        let mut counters: BTreeMap<String, u64> =
+            Counter::ALL.iter().map(|c| (c.name().to_owned(), totals.get(*c))).collect();
+        *counters.entry(Counter::RxLost.name().to_owned()).or_default() += lost;
         let reason = self.waiting.get(&spec.name).cloned();
         PortView {
             origin: self.desired.ports.get(&spec.name).map(|o| o.origin),
@@ -426,7 +448,7 @@ impl Manager {
             },
             reason,
             fdb_entries: open.map_or(0, |o| self.switch.fdb().port_len(o.id)),
-            counters: Counter::ALL.iter().map(|c| (c.name().to_owned(), totals.get(*c))).collect(),
+            counters,
             drops: DropReason::ALL
                 .iter()
                 .map(|r| (r.name().to_owned(), totals.dropped(*r)))
@@ -587,8 +609,8 @@ fn attachment(
     Attachment { domain, dress, role }
 }
 
-/// Opens a port's device; the error is the reason for which it waits.
-fn open_device(spec: &PortSpec) -> Result<Vec<QueuePair>, String> {
+/// Opens a port's device; returns its queues and its netdev's `tx_dropped`. The error is the reason for which it waits.
+fn open_device(spec: &PortSpec) -> Result<(Vec<QueuePair>, u64), String> {
     match spec.kind {
         Kind::Tap => {
             let config = tap::TapConfig {
@@ -603,7 +625,7 @@ fn open_device(spec: &PortSpec) -> Result<Vec<QueuePair>, String> {
                 persist: spec.persist,
                 up: true,
             };
-            tap::open(&config).map(|opened| opened.queues).map_err(|e| e.to_string())
+            tap::open(&config).map(|opened| (opened.queues, opened.link.tx_dropped)).map_err(|e| e.to_string())
         }
     }
 }

@@ -127,11 +127,14 @@ async fn change_port(
             return Err(ManagerError::NotFound(format!("port \"{name}\" is not attached to domain \"{domain}\"")));
         }
     }
+    let left = change.detach.clone();
     if let Some(text) = &change.attach {
         let attachment: AttachmentSpec = text.parse()?;
         spec.domains.retain(|a| a.domain != attachment.domain);
         spec.domains.push(attachment);
     }
+    // Entries go with the membership that they need.
+    desired.fdb.retain(|e| e.port != name || Some(&e.domain) != left.as_ref());
     manager.change(desired).map(Json)
 }
 

@@ -167,11 +167,12 @@ pub fn open(config: &TapConfig) -> Result<OpenedTap, TapError> {
     let fd = devices[0].fd();
     let uso = sys::set_offloads(fd, config.offload).map_err(other)?;
     sys::set_owner(fd, config.owner, config.group).map_err(other)?;
+    let change = LinkChange { up: config.up.then_some(true), mtu: config.mtu, mac: config.mac };
+    let link = link::change(namespace, name, &change).map_err(other)?;
+    // Last: until here a device that was made on the way goes away with its descriptors.
     if let Some(persist) = config.persist {
         sys::set_persist(fd, persist).map_err(other)?;
     }
-    let change = LinkChange { up: config.up.then_some(true), mtu: config.mtu, mac: config.mac };
-    let link = link::change(namespace, name, &change).map_err(other)?;
     let capabilities = capabilities(config.offload, uso);
     let queues = devices.into_iter().map(|device| queue(device, config.offload, capabilities)).collect();
     Ok(OpenedTap { queues, link, adopted })
@@ -229,7 +230,7 @@ impl PortRx for TapRx {
                 Ok(n) => n,
                 Err(error) => return status_of(&error),
             };
-            let offload = if self.header {
+            let offload = if self.header && n >= VNET_HDR_BYTES {
                 let wire: &[u8; VNET_HDR_BYTES] =
                     slot[..VNET_HDR_BYTES].try_into().expect("the slot begins with a header");
                 // An unknown type is carried on as the one that is always refused, so that it is counted.
