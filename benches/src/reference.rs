@@ -50,8 +50,10 @@ impl BareLoop {
                     ready = [0, 1].map(|i: usize| set[i].any().unwrap_or(false));
                 }
                 for from in 0..2 {
-                    while ready[from] {
-                        let Ok(n) = tap::read(files[from].as_raw_fd(), &mut buffer) else { break };
+                    if !ready[from] {
+                        continue;
+                    }
+                    while let Ok(n) = tap::read(files[from].as_raw_fd(), &mut buffer) {
                         // A frame that the other side refuses is lost, as on any wire.
                         let _ = tap::write(files[1 - from].as_raw_fd(), &buffer[..n]);
                     }
