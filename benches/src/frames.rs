@@ -46,44 +46,61 @@ pub fn number_of(frame: &[u8]) -> Option<Result<u64, ()>> {
     Some(if intact { Ok(number) } else { Err(()) })
 }
 
+/// Numbers from here on are not ours: bounds the memory of a [`Tally`], whatever arrives (one bit per number).
+pub const MAX_NUMBER: u64 = 1 << 32;
+
 /// What the sink saw.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Distinct or repeated, all frames of the stream.
+    /// Distinct or repeated, all undamaged frames of the stream.
     pub received: u64,
-    /// Numbers lower than one seen before.
+    /// Numbers seen for the first time, but after a higher one.
     pub reordered: u64,
-    /// The same number as the one before.
+    /// Numbers seen before, however long ago.
     pub duplicated: u64,
-    /// Damaged payloads.
+    /// Damaged payloads, and numbers that no stream has.
     pub corrupted: u64,
     /// The highest number plus one.
     pub next: u64,
+    /// One bit per number, set when seen.
+    seen: Vec<u64>,
 }
 
 impl Tally {
     /// Frames of `sent` that did not arrive.
     #[must_use]
     pub fn lost(&self, sent: u64) -> u64 {
-        sent.saturating_sub(self.received - self.duplicated)
+        let whole = (sent / 64) as usize;
+        let mut arrived: u64 = self.seen.iter().take(whole).map(|w| u64::from(w.count_ones())).sum();
+        if let Some(word) = self.seen.get(whole) {
+            arrived += u64::from((word & ((1 << (sent % 64)) - 1)).count_ones());
+        }
+        sent - arrived
     }
 
     /// Takes one frame into account.
     pub fn note(&mut self, frame: &[u8]) {
         match number_of(frame) {
             None => {}
-            Some(Err(())) => self.corrupted += 1,
-            Some(Ok(number)) => {
-                self.received += 1;
-                if self.next == number + 1 {
-                    self.duplicated += 1;
-                } else if number < self.next {
-                    self.reordered += 1;
-                } else {
-                    self.next = number + 1;
-                }
-            }
+            Some(Ok(number)) if number < MAX_NUMBER => self.count(number),
+            Some(_) => self.corrupted += 1,
         }
+    }
+
+    fn count(&mut self, number: u64) {
+        self.received += 1;
+        let (word, bit) = ((number / 64) as usize, 1 << (number % 64));
+        if word >= self.seen.len() {
+            self.seen.resize(word + 1, 0);
+        }
+        if self.seen[word] & bit != 0 {
+            self.duplicated += 1;
+        } else if number < self.next {
+            self.reordered += 1;
+        } else {
+            self.next = number + 1;
+        }
+        self.seen[word] |= bit;
     }
 }
 
@@ -193,8 +210,20 @@ mod tests {
         let mut damaged = frame(6);
         damaged[40] ^= 1;
         tally.note(&damaged);
+        tally.note(&frame(u64::MAX));
         tally.note(&[0; 60]);
-        assert_eq!(tally, Tally { received: 6, reordered: 1, duplicated: 1, corrupted: 1, next: 6 });
+        let counts = |t: &Tally| (t.received, t.reordered, t.duplicated, t.corrupted, t.next);
+        assert_eq!(counts(&tally), (6, 1, 1, 2, 6));
         assert_eq!(tally.lost(7), 2, "2 never came, 6 was damaged");
+        assert_eq!(tally.lost(200), 195, "nor did those beyond");
+    }
+
+    #[test]
+    fn a_late_duplicate_does_not_hide_a_loss() {
+        let mut tally = Tally::default();
+        for n in [0, 1, 2, 1] {
+            tally.note(&build(MacAddr::BROADCAST, MacAddr([2, 0, 0, 0, 0, 1]), 60, n));
+        }
+        assert_eq!((tally.lost(4), tally.duplicated, tally.reordered), (1, 1, 0));
     }
 }
