@@ -156,9 +156,14 @@ fn kind_of(value: u32) -> Kind {
     }
 }
 
+/// Seconds by which two readings of the clock may be apart: the sweep reads it before a worker does.
+const CLOCK_SKEW_S: u32 = 60;
+
 #[inline]
 fn age_of(value: u32, now: Tick) -> u32 {
-    now.0.wrapping_sub(value) & 0xffff
+    let age = now.0.wrapping_sub(value) & 0xffff;
+    // An entry that is newer than `now` wraps to the top of the range, which real ages never reach.
+    if age > 0xffff - CLOCK_SKEW_S { 0 } else { age }
 }
 
 /// The table.

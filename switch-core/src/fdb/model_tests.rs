@@ -79,6 +79,14 @@ fn ageing_zero_outlives_the_wrap_of_ticks() {
 }
 
 #[test]
+fn an_entry_newer_than_the_sweeps_clock_stays() {
+    let fdb = Fdb::with_seed(1024, 7);
+    learn(&fdb, &mut FlapTable::default(), 0, 1, 1, at(11));
+    assert_eq!(fdb.age(Tick(10), |_| 300), 0);
+    assert_eq!(fdb.entries(Tick(10))[0].age_s, 0);
+}
+
+#[test]
 fn a_flood_of_sources_leaves_other_ports_hosts_alone() {
     let fdb = Fdb::with_seed(2048, 99);
     let mut flaps = FlapTable::default();
