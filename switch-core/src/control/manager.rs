@@ -23,7 +23,7 @@ use crate::{
     id::{DomainId, MAX_PORTS, PortId},
     link,
     mac::MacAddr,
-    port::{PortRx, QueuePair, tap},
+    port::{PortRx, QueuePair, packet, tap},
     stats::Counter,
     switch::{Settings, Switch, SwitchError},
     topology::{Attachment, DomainDef, Dress, PortDef, PortShared, Role},
@@ -626,6 +626,14 @@ fn open_device(spec: &PortSpec) -> Result<(Vec<QueuePair>, u64), String> {
                 up: true,
             };
             tap::open(&config).map(|opened| (opened.queues, opened.link.tx_dropped)).map_err(|e| e.to_string())
+        }
+        Kind::Packet => {
+            let config = packet::PacketConfig {
+                device: spec.device().to_owned(),
+                netns: spec.netns.clone(),
+                offload: spec.offload,
+            };
+            packet::open(&config).map(|opened| (opened.queues, opened.link.tx_dropped)).map_err(|e| e.to_string())
         }
     }
 }
