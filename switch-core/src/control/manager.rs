@@ -434,7 +434,10 @@ impl Manager {
     fn port_view(&self, spec: PortSpec, tx_dropped: Option<u64>) -> PortView {
         let open = self.open.get(&spec.name);
         let totals = open.map(|o| o.shared.counters.total()).unwrap_or_default();
-        let lost = open.zip(tx_dropped).map_or(0, |(o, now)| now.saturating_sub(o.tx_dropped));
+        // A packet port's device drops what the switch sends, not what it receives.
+        let lost = open
+            .zip(tx_dropped.filter(|_| spec.kind == Kind::Tap))
+            .map_or(0, |(o, now)| now.saturating_sub(o.tx_dropped));
         let mut counters: BTreeMap<String, u64> =
             Counter::ALL.iter().map(|c| (c.name().to_owned(), totals.get(*c))).collect();
         *counters.entry(Counter::RxLost.name().to_owned()).or_default() += lost;
