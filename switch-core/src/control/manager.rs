@@ -23,7 +23,7 @@ use crate::{
     id::{DomainId, MAX_PORTS, PortId},
     link,
     mac::MacAddr,
-    port::{PortRx, QueuePair, tap},
+    port::{PortRx, QueuePair, packet, tap},
     stats::Counter,
     switch::{Settings, Switch, SwitchError},
     topology::{Attachment, DomainDef, Dress, PortDef, PortShared, Role},
@@ -434,7 +434,10 @@ impl Manager {
     fn port_view(&self, spec: PortSpec, tx_dropped: Option<u64>) -> PortView {
         let open = self.open.get(&spec.name);
         let totals = open.map(|o| o.shared.counters.total()).unwrap_or_default();
-        let lost = open.zip(tx_dropped).map_or(0, |(o, now)| now.saturating_sub(o.tx_dropped));
+        // A packet port's device drops what the switch sends, not what it receives.
+        let lost = open
+            .zip(tx_dropped.filter(|_| spec.kind == Kind::Tap))
+            .map_or(0, |(o, now)| now.saturating_sub(o.tx_dropped));
         let mut counters: BTreeMap<String, u64> =
             Counter::ALL.iter().map(|c| (c.name().to_owned(), totals.get(*c))).collect();
         *counters.entry(Counter::RxLost.name().to_owned()).or_default() += lost;
@@ -626,6 +629,14 @@ fn open_device(spec: &PortSpec) -> Result<(Vec<QueuePair>, u64), String> {
                 up: true,
             };
             tap::open(&config).map(|opened| (opened.queues, opened.link.tx_dropped)).map_err(|e| e.to_string())
+        }
+        Kind::Packet => {
+            let config = packet::PacketConfig {
+                device: spec.device().to_owned(),
+                netns: spec.netns.clone(),
+                offload: spec.offload,
+            };
+            packet::open(&config).map(|opened| (opened.queues, opened.link.tx_dropped)).map_err(|e| e.to_string())
         }
     }
 }

@@ -54,11 +54,13 @@ pub fn check_name(what: &str, name: &str) -> Result<(), SpecError> {
 pub enum Kind {
     /// A TAP device whose character device the switch holds.
     Tap,
+    /// A netdev that exists already, over an AF_PACKET socket.
+    Packet,
 }
 
 impl Kind {
     /// All kinds, for messages.
-    pub const ALL: &'static [(&'static str, Kind)] = &[("tap", Kind::Tap)];
+    pub const ALL: &'static [(&'static str, Kind)] = &[("tap", Kind::Tap), ("packet", Kind::Packet)];
 
     /// Its name.
     #[must_use]
@@ -360,6 +362,26 @@ impl PortSpec {
                 crate::port::tap::MAX_QUEUES
             ));
         }
+        if self.kind == Kind::Packet {
+            if self.queues != 1 {
+                return wrong(format!(
+                    "port \"{name}\": queues={}: a packet port has one queue; leave queues= out",
+                    self.queues
+                ));
+            }
+            let foreign = [
+                ("mtu", self.mtu.is_some()),
+                ("mac", self.mac.is_some()),
+                ("owner", self.owner.is_some()),
+                ("group", self.group.is_some()),
+                ("persist", self.persist.is_some()),
+            ];
+            if let Some((key, _)) = foreign.iter().find(|(_, given)| *given) {
+                return wrong(format!(
+                    "port \"{name}\": {key}= is not for packet ports, whose device is not the switch's; set it with ip link"
+                ));
+            }
+        }
         let device = self.device();
         if device.is_empty() || device.len() > crate::port::tap::MAX_NAME {
             return wrong(format!(
@@ -571,6 +593,8 @@ mod tests {
             ("t0=tap,domain=a,domain=b", "same frames"),
             ("t0=tap,domain=a:transparent,domain=b:tag=4", "same frames"),
             ("t0=tap,queues=0", "queues=0"),
+            ("t0=packet,queues=2", "one queue"),
+            ("t0=packet,mtu=1400", "mtu= is not for packet"),
             ("t0=tap,colour=red", "unknown key \"colour\""),
             ("a-very-long-port-name=tap", "device="),
             ("a/b=tap", "cannot be a port name"),

@@ -6,6 +6,7 @@
 //! another port.
 
 pub mod mem;
+pub mod packet;
 pub mod tap;
 
 use std::os::fd::RawFd;

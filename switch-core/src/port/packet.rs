@@ -1,0 +1,218 @@
+//! `packet` ports: a netdev that exists already (a NIC, a veth end) is the wire; an AF_PACKET socket takes its frames.
+//!
+//! The socket always has virtio-net headers: devices pass frames on with partial checksums and merged segments whether
+//! we like it or not, so what is owed must be known. `offload=off` only means that the port is given complete frames.
+//! The kernel takes the outer VLAN tag off; it is put back, because tags decide the domain.
+//!
+//! A device that goes down or away ends the port, which then waits until it is up again.
+
+use std::{io, os::fd::RawFd, sync::Arc};
+
+use super::{PortRx, PortTx, QueuePair, RxStatus, Sent};
+use crate::{
+    batch::{Batch, HEAD_BYTES},
+    egress::Egress,
+    frame::{
+        offload::{Capabilities, Gso, Offload, VNET_HDR_BYTES},
+        vlan::{self, OuterTag, TAG_BYTES, TAG_OFFSET},
+    },
+    link::{self, Link},
+    netns,
+    sys::packet::PacketSocket,
+};
+
+/// How a netdev is taken as a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PacketConfig {
+    /// The device's name.
+    pub device: String,
+    /// The namespace that it is in.
+    pub netns: Option<String>,
+    /// Checksums and segmentation may be left to the device.
+    pub offload: bool,
+}
+
+/// Why a netdev cannot be a port, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum PacketError {
+    /// There is none of this name.
+    #[error("there is no device \"{0}\"{1}; list devices with: ip link")]
+    Missing(String, String),
+    /// It is down.
+    #[error("device \"{0}\"{1} is down; set it up with: ip link set {0} up")]
+    Down(String, String),
+    /// Not permitted.
+    #[error(
+        "cannot open a packet socket on \"{0}\": permission denied; run as root or grant CAP_NET_RAW and CAP_NET_ADMIN"
+    )]
+    Permission(String),
+    /// Anything else.
+    #[error("cannot open a packet socket on \"{0}\": {1}")]
+    Other(String, io::Error),
+}
+
+/// An open netdev.
+pub struct OpenedPacket {
+    /// Its queues: one.
+    pub queues: Vec<QueuePair>,
+    /// The netdev as it is now.
+    pub link: Link,
+}
+
+/// Takes a netdev as a port.
+///
+/// # Errors
+/// See [`PacketError`].
+pub fn open(config: &PacketConfig) -> Result<OpenedPacket, PacketError> {
+    let name = || config.device.clone();
+    let place = || config.netns.as_ref().map_or_else(String::new, |n| format!(" in namespace \"{n}\""));
+    let namespace = config.netns.as_deref();
+    let link = link::get(namespace, &config.device)
+        .map_err(|e| PacketError::Other(name(), e))?
+        .ok_or_else(|| PacketError::Missing(name(), place()))?;
+    if !link.up {
+        return Err(PacketError::Down(name(), place()));
+    }
+    let index = link.index;
+    let socket =
+        netns::run_in(namespace, || PacketSocket::open(index)).and_then(|opened| opened).map_err(|e| {
+            match e.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => PacketError::Permission(name()),
+                Some(libc::ENODEV | libc::ENXIO) => PacketError::Missing(name(), place()),
+                Some(libc::ENETDOWN) => PacketError::Down(name(), place()),
+                _ => PacketError::Other(name(), e),
+            }
+        })?;
+    let socket = Arc::new(socket);
+    let capabilities = if config.offload {
+        Capabilities::CSUM.with(Capabilities::TSO4).with(Capabilities::TSO6).with(Capabilities::ECN)
+    } else {
+        Capabilities::NONE
+    };
+    let rx = PacketRx { socket: Arc::clone(&socket), truncated: 0 };
+    let tx = PacketTx { socket, capabilities };
+    Ok(OpenedPacket { queues: vec![QueuePair { rx: Box::new(rx), tx: Box::new(tx) }], link })
+}
+
+struct PacketRx {
+    socket: Arc<PacketSocket>,
+    truncated: u64,
+}
+
+impl PortRx for PacketRx {
+    fn rx(&mut self, batch: &mut Batch) -> RxStatus {
+        while batch.has_room() {
+            let (slot, overflow) = batch.receive_buffers();
+            let head = &mut slot[VNET_HDR_BYTES..];
+            // The last bytes stay free for a tag that is put back.
+            let room = overflow.len() - TAG_BYTES;
+            let received = match self.socket.receive(head, &mut overflow[..room]) {
+                Ok(received) => received,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => continue,
+                    Some(libc::ENETDOWN | libc::ENXIO | libc::ENODEV | libc::EBADF) => return RxStatus::Gone,
+                    // Nothing waits, or the kernel has no memory for it.
+                    _ => return RxStatus::Drained,
+                },
+            };
+            if received.truncated {
+                self.truncated += 1;
+                continue;
+            }
+            // An unknown type is carried on as the one that is always refused, so that it is counted.
+            let mut offload = Offload::decode(&received.header).unwrap_or(Offload { gso: Gso::Ufo, ..Offload::NONE });
+            let mut len = received.len;
+            if let Some(tag) = received.tag
+                && restore_tag(head, overflow, len, tag)
+            {
+                len += TAG_BYTES;
+                offload = offload.shifted(TAG_BYTES as i16);
+            }
+            batch.push_received(len).offload = offload;
+        }
+        RxStatus::More
+    }
+
+    fn readiness(&self) -> Option<RawFd> {
+        Some(self.socket.as_raw_fd())
+    }
+
+    fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.truncated) + self.socket.take_lost()
+    }
+}
+
+/// Puts a tag back into a frame of `len` bytes that begins at `head[0]` and goes on in `overflow`, which has 4 bytes to
+/// spare. False, and nothing changed, if the frame has no two addresses.
+fn restore_tag(head: &mut [u8], overflow: &mut [u8], len: usize, tag: OuterTag) -> bool {
+    if len < TAG_OFFSET {
+        return false;
+    }
+    let in_head = len.min(HEAD_BYTES);
+    if len > HEAD_BYTES - TAG_BYTES {
+        // What is pushed over the end of the head goes before the overflow.
+        overflow.copy_within(..len - in_head, TAG_BYTES);
+        let pushed = in_head - (HEAD_BYTES - TAG_BYTES);
+        overflow[..pushed].copy_from_slice(&head[HEAD_BYTES - TAG_BYTES..in_head]);
+    }
+    head.copy_within(..in_head.min(HEAD_BYTES - TAG_BYTES), TAG_BYTES);
+    vlan::insert_tag(head, tag)
+}
+
+struct PacketTx {
+    socket: Arc<PacketSocket>,
+    capabilities: Capabilities,
+}
+
+impl PortTx for PacketTx {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    fn tx(&mut self, egress: &Egress<'_>) -> Sent {
+        let mut sent = Sent::default();
+        let mut left = egress.iter().as_slice();
+        while let Some((frame, others)) = left.split_first() {
+            match self.socket.send(left) {
+                Ok(n) => {
+                    sent.frames += n as u32;
+                    sent.bytes += left[..n].iter().map(|f| u64::from(f.len)).sum::<u64>();
+                    left = &left[n..];
+                }
+                Err(e) => {
+                    match e.raw_os_error() {
+                        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::EINTR) => sent.queue_full += 1,
+                        Some(libc::ENETDOWN | libc::ENXIO | libc::ENODEV) => sent.port_down += 1,
+                        Some(libc::EMSGSIZE) => sent.too_big += 1,
+                        _ => {
+                            tracing::trace!(len = frame.len, "a packet socket refuses a frame: {e}");
+                            sent.error += 1;
+                        }
+                    }
+                    left = others;
+                }
+            }
+        }
+        sent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_restored_at_every_length_around_the_end_of_the_head() {
+        let tag = OuterTag { tpid: 0x88a8, tci: 0x6005 };
+        for len in [14, 60, HEAD_BYTES - 5, HEAD_BYTES - 4, HEAD_BYTES - 3, HEAD_BYTES, HEAD_BYTES + 1, 9000] {
+            let frame: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+            let mut memory = vec![0u8; 20_000];
+            memory[..len].copy_from_slice(&frame);
+            let (head, overflow) = memory.split_at_mut(HEAD_BYTES);
+            assert!(restore_tag(head, overflow, len, tag));
+            let expected = [&frame[..12], &tag.to_bytes(), &frame[12..]].concat();
+            assert!(memory[..len + 4] == expected, "length {len}");
+        }
+        assert!(!restore_tag(&mut [0; HEAD_BYTES], &mut [0; 8], 11, tag));
+    }
+}

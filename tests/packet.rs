@@ -1,0 +1,203 @@
+//! Existing netdevs as ports: veth ends among themselves and with TAPs, tags, devices that come and go.
+
+use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    time::Duration,
+};
+
+use switch_core::{mac::MacAddr, sys::raw::RawSocket};
+use vswitch_benches::{
+    frames,
+    netns::{Namespace, wait_for},
+    tools::ping,
+};
+use vswitch_tests::{Daemon, PATIENCE};
+
+struct Lab {
+    daemon: Daemon,
+    /// Where the packet ports' devices are.
+    home: Namespace,
+    hosts: Vec<Namespace>,
+}
+
+impl Lab {
+    /// A switch with a port to each of some hosts, as `kind,extras` says: `packet` (a veth whose near end `p<i>` is in
+    /// a namespace of its own) or `tap`.
+    fn new(ports: &[&str], arguments: &[&str]) -> Lab {
+        let home = Namespace::new("vph").expect("root");
+        let hosts: Vec<Namespace> = ports.iter().map(|_| Namespace::new("vp").expect("root")).collect();
+        let mut specs = Vec::new();
+        for (i, (host, port)) in hosts.iter().zip(ports).enumerate() {
+            if port.starts_with("packet") {
+                wire(&home, host, i);
+                specs.push(format!("h{i}={port},device=p{i},netns={}", home.name()));
+            } else {
+                specs.push(format!("h{i}={port},device=eth0,netns={}", host.name()));
+            }
+        }
+        let mut all = arguments.to_vec();
+        for spec in &specs {
+            all.extend(["--port", spec]);
+        }
+        let daemon = Daemon::start(&all).expect("the switch starts");
+        for (i, host) in hosts.iter().enumerate() {
+            host.configure("eth0", &[&format!("10.8.0.{}/24", i + 1), &format!("fd08::{}/64", i + 1)])
+                .expect("the device is there");
+        }
+        Lab { daemon, home, hosts }
+    }
+
+    fn pings(&self, from: usize, to: usize) -> bool {
+        ping(&self.hosts[from], &format!("10.8.0.{}", to + 1), 3, false).expect("ping runs").received > 0
+    }
+
+    fn state(&self, port: &str) -> serde_json::Value {
+        self.daemon.json(&["port", "show", port]).expect("shown")[0]["state"].clone()
+    }
+
+    /// Sends pseudo-random bytes over TCP and compares what arrives.
+    fn transfer(&self, from: usize, to: usize, address: &str, bytes: usize) {
+        let listener = self.hosts[to].run(|| TcpListener::bind("[::]:0")).expect("namespace").expect("bind");
+        let port = listener.local_addr().expect("bound").port();
+        let receiver = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            listener.accept().expect("connection").0.read_to_end(&mut all).expect("data");
+            all
+        });
+        let mut stream =
+            self.hosts[from].run(|| TcpStream::connect((address, port))).expect("namespace").expect("connect");
+        let mut state = 1u64;
+        let data: Vec<u8> = (0..bytes)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 56) as u8
+            })
+            .collect();
+        stream.write_all(&data).expect("send");
+        drop(stream);
+        assert!(receiver.join().expect("receiver") == data, "the data arrived changed");
+    }
+}
+
+/// A veth from `eth0` of a host to `p<i>` at home, which is up.
+fn wire(home: &Namespace, host: &Namespace, i: usize) {
+    let near = format!("p{i}");
+    home.exec(&["ip", "link", "add", &near, "type", "veth", "peer", "name", "eth0", "netns", host.name()])
+        .expect("root");
+    home.exec(&["ip", "link", "set", &near, "up"]).expect("root");
+}
+
+#[test]
+fn netdevs_and_taps_reach_each_other_and_data_arrives_unchanged() {
+    let lab = Lab::new(&["packet", "packet,offload=off", "tap", "tap,offload=off"], &[]);
+    for from in 0..4 {
+        for to in 0..4 {
+            if from != to {
+                assert!(lab.pings(from, to), "from {from} to {to}");
+                lab.transfer(from, to, &format!("10.8.0.{}", to + 1), 5_000_000);
+                lab.transfer(from, to, &format!("fd08::{}", to + 1), 1_000_000);
+            }
+        }
+    }
+    let segments = |port: &str| {
+        lab.daemon.json(&["port", "show", port]).expect("shown")[0]["counters"]["tx_segments"].as_u64().unwrap_or(0)
+    };
+    assert_eq!(segments("h0"), 0, "the device segments");
+    assert!(segments("h1") > 0, "without offload the switch does");
+}
+
+#[test]
+fn data_over_a_tagged_wire_between_two_ports_arrives_unchanged() {
+    let lab = Lab::new(
+        &["tap,domain=red", "packet,domain=blue", "tap,offload=off,domain=blue"],
+        &["--domain", "red", "--domain", "blue"],
+    );
+    lab.home.exec(&["ip", "link", "add", "name", "ta", "type", "veth", "peer", "name", "tb"]).expect("made");
+    for (device, domain) in [("ta", "red"), ("tb", "blue")] {
+        lab.home.exec(&["ip", "link", "set", device, "up"]).expect("up");
+        let netns = lab.home.name();
+        lab.daemon
+            .cli(&["port", "add", &format!("{device}=packet,netns={netns},domain={domain}:tag=7")])
+            .expect("added");
+    }
+    wait_for("the trunk is up", PATIENCE, || lab.state("ta") == "up" && lab.state("tb") == "up").expect("up");
+    for (from, to) in [(0, 1), (1, 0), (0, 2), (2, 0)] {
+        assert!(lab.pings(from, to), "from {from} to {to}");
+        lab.transfer(from, to, &format!("10.8.0.{}", to + 1), 5_000_000);
+    }
+}
+
+#[test]
+fn a_frame_with_a_tag_goes_to_the_domain_of_the_tag_and_keeps_it() {
+    let lab = Lab::new(
+        &["packet,domain=red:tag=5,domain=default", "packet,domain=red:tag=6", "packet,domain=red", "packet"],
+        &["--domain", "red"],
+    );
+    let (dst, src) = (MacAddr([2, 0, 0, 0, 8, 2]), MacAddr([2, 0, 0, 0, 8, 1]));
+    let plain = frames::build(dst, src, 100, 1);
+    let tagged = |tci: [u8; 2]| [&plain[..12], &[0x81, 0x00], &tci, &plain[12..]].concat();
+    let near: Vec<std::cell::RefCell<RawSocket>> = lab.hosts[2..]
+        .iter()
+        .map(|host| {
+            let socket = host.run(|| RawSocket::open("eth0", true)).expect("namespace").expect("opened");
+            socket.set_timeout(Duration::from_millis(50)).expect("set");
+            socket.into()
+        })
+        .collect();
+    // The tag of port 1 is taken off by its kernel too, so tcpdump, which puts it back, reads there.
+    let capture = lab.daemon.file("capture");
+    let path = capture.to_str().expect("text");
+    let _tcpdump = lab.hosts[1]
+        .spawn(&["tcpdump", "-i", "eth0", "-U", "-w", path, "-Q", "in", "ether", "src", "02:00:00:00:08:01"])
+        .expect("tcpdump");
+    wait_for("tcpdump is ready", PATIENCE, || std::fs::metadata(&capture).is_ok_and(|m| m.len() >= 24)).expect("ready");
+    let sender = lab.hosts[0].run(|| RawSocket::open("eth0", false)).expect("namespace").expect("opened");
+    // Priority 5, VLAN 5.
+    sender.send(&[tagged([0xa0, 5])]).expect("sent");
+    let seen = |index: usize| {
+        let mut found = false;
+        near[index]
+            .borrow_mut()
+            .receive(|frame| found |= frame[..plain.len().min(frame.len())] == plain[..])
+            .expect("read");
+        found
+    };
+    wait_for("red has the frame", PATIENCE, || seen(0)).expect("untagged");
+    wait_for("the tagged side has it", PATIENCE, || {
+        let wanted = tagged([0xa0, 6]);
+        std::fs::read(&capture).is_ok_and(|bytes| bytes.windows(wanted.len()).any(|w| w == wanted))
+    })
+    .expect("tagged with the port's own VLAN and the frame's priority");
+    // Untagged it belongs to the other domain; by then anything that leaked would have arrived before.
+    sender.send(&[frames::build(dst, src, 100, 2)]).expect("sent");
+    let mut arrived = Vec::new();
+    wait_for("the default domain has the second frame", PATIENCE, || {
+        near[1].borrow_mut().receive(|f| arrived.extend(frames::number_of(f).and_then(Result::ok))).expect("read");
+        arrived.contains(&2)
+    })
+    .expect("untagged");
+    assert_eq!(arrived, [2], "nothing of red");
+}
+
+#[test]
+fn a_port_waits_for_its_device_and_comes_back_with_it() {
+    let lab = Lab::new(&["packet", "packet"], &[]);
+    assert!(lab.pings(0, 1));
+    lab.home.exec(&["ip", "link", "set", "p0", "down"]).expect("down");
+    wait_for("the port notices", PATIENCE, || lab.state("h0") == "waiting").expect("waiting");
+    let reason = |what: &str| {
+        wait_for(what, PATIENCE, || lab.daemon.json(&["port", "show", "h0"]).expect("shown").to_string().contains(what))
+    };
+    reason("ip link set p0 up").expect("the mend is named");
+    lab.home.exec(&["ip", "link", "set", "p0", "up"]).expect("up");
+    wait_for("the port is up again", PATIENCE, || lab.state("h0") == "up").expect("up");
+    assert!(lab.pings(0, 1));
+    lab.home.exec(&["ip", "link", "del", "p0"]).expect("deleted");
+    reason("there is no device").expect("waiting");
+    assert_eq!((lab.state("h0"), lab.state("h1")), ("waiting".into(), "up".into()));
+    wire(&lab.home, &lab.hosts[0], 0);
+    wait_for("the port is up again", PATIENCE, || lab.state("h0") == "up").expect("up");
+    lab.hosts[0].configure("eth0", &["10.8.0.1/24"]).expect("configured");
+    assert!(lab.pings(0, 1) && lab.pings(1, 0));
+}
