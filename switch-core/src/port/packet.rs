@@ -4,6 +4,8 @@
 //! we like it or not, so what is owed must be known. `offload=off` only means that the port is given complete frames.
 //! The kernel takes the outer VLAN tag off; it is put back, because tags decide the domain.
 //!
+//! The host's own stack still sees the device: give it no address, or the host answers beside the switch.
+//!
 //! A device that goes down or away ends the port, which then waits until it is up again.
 
 use std::{io, os::fd::RawFd, sync::Arc};
