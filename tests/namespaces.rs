@@ -52,13 +52,14 @@ impl Lab {
 
     /// Sends pseudo-random bytes over TCP and compares what arrives.
     fn transfer(&self, from: usize, to: usize, bytes: usize) {
-        let listener = self.hosts[to].run(|| TcpListener::bind("0.0.0.0:7000")).expect("namespace").expect("bind");
+        let listener = self.hosts[to].run(|| TcpListener::bind("0.0.0.0:0")).expect("namespace").expect("bind");
+        let bound = listener.local_addr().expect("bound").port();
         let receiver = std::thread::spawn(move || {
             let mut all = Vec::new();
             listener.accept().expect("connection").0.read_to_end(&mut all).expect("data");
             all
         });
-        let address = format!("10.9.0.{}:7000", to + 1);
+        let address = format!("10.9.0.{}:{bound}", to + 1);
         let mut stream = self.hosts[from].run(|| TcpStream::connect(&address)).expect("namespace").expect("connect");
         let mut state = 1u64;
         let data: Vec<u8> = (0..bytes)
