@@ -98,6 +98,7 @@ mod lab {
                 attachments: vec![member],
                 hairpin: false,
                 up: true,
+                carrier: true,
                 learning: true,
                 storm: StormLimits::default(),
                 shared: Arc::clone(&shared[usize::from(i)]),

@@ -120,6 +120,7 @@ fn lab(rx: Source) -> Lab {
             attachments: vec![member],
             hairpin: false,
             up: true,
+            carrier: true,
             learning: true,
             storm: StormLimits::default(),
             shared: Arc::clone(&shared[usize::from(i)]),

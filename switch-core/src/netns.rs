@@ -14,23 +14,30 @@ pub fn path_of(namespace: &str) -> PathBuf {
     }
 }
 
+/// Moves the calling thread into a namespace, for good. `None`: it stays.
+///
+/// # Errors
+/// The namespace does not exist or may not be entered.
+pub fn enter(namespace: Option<&str>) -> io::Result<()> {
+    let Some(namespace) = namespace else { return Ok(()) };
+    let file = File::open(path_of(namespace)).map_err(|e| {
+        io::Error::new(e.kind(), format!("cannot open network namespace \"{namespace}\": {e}; see: ip netns list"))
+    })?;
+    setns(&file, CloneFlags::CLONE_NEWNET)
+        .map_err(|e| io::Error::other(format!("cannot enter network namespace \"{namespace}\": {e}")))
+}
+
 /// Runs `work` inside a namespace, on a thread of its own, because a thread's namespace is its own. `None`: here.
 ///
 /// # Errors
 /// The namespace does not exist or may not be entered.
 pub fn run_in<T: Send>(namespace: Option<&str>, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-    let Some(namespace) = namespace else { return Ok(work()) };
-    let path = path_of(namespace);
-    let file = File::open(&path).map_err(|e| {
-        io::Error::new(e.kind(), format!("cannot open network namespace \"{namespace}\": {e}; see ip netns list"))
-    })?;
+    if namespace.is_none() {
+        return Ok(work());
+    }
     std::thread::scope(|scope| {
         scope
-            .spawn(move || {
-                setns(&file, CloneFlags::CLONE_NEWNET)
-                    .map_err(|e| io::Error::other(format!("cannot enter network namespace \"{namespace}\": {e}")))?;
-                Ok(work())
-            })
+            .spawn(move || enter(namespace).map(|()| work()))
             .join()
             .map_err(|_| io::Error::other("the thread inside the namespace panicked"))?
     })

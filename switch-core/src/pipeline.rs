@@ -355,7 +355,7 @@ fn flood(
         }
         let Some(port) = context.topology.port(target.port) else { continue };
         // A port without a carrier is no destination of a flood; a frame for a host behind it is an egress drop.
-        if !port.up {
+        if !port.reachable {
             continue;
         }
         send(context, batch, item, port, target.dress, flow, plan);
@@ -375,7 +375,7 @@ fn send(
     plan: &mut Plan,
 ) {
     let slot = batch.slot(usize::from(item.slot));
-    let refused = if !port.up {
+    let refused = if !port.reachable {
         Some(DropReason::EgressPortDown)
     } else if slot.inner_tag && dress == Dress::Untagged {
         Some(DropReason::AmbiguousTag)

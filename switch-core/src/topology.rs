@@ -197,8 +197,10 @@ pub struct PortDef {
     pub attachments: Vec<Attachment>,
     /// Frames may leave by the port on which they came in.
     pub hairpin: bool,
-    /// Administratively up, and not known to be without a carrier.
+    /// Administratively up: if not, everything is dropped both ways.
     pub up: bool,
+    /// Not known to be without a carrier (a peer): if not, nothing is sent to it.
+    pub carrier: bool,
     /// Source addresses are learned.
     pub learning: bool,
     /// Storm control levels.
@@ -256,6 +258,8 @@ pub struct PortEntry {
     pub hairpin: bool,
     /// See [`PortDef`].
     pub up: bool,
+    /// Up, and with a carrier: frames may leave by it.
+    pub reachable: bool,
     /// See [`PortDef`].
     pub learning: bool,
     /// See [`PortDef`].
@@ -444,6 +448,7 @@ fn compile_port(def: &PortDef, first_tx: u32, domains: &[Option<DomainEntry>]) -
         id: def.id,
         hairpin: def.hairpin,
         up: def.up,
+        reachable: def.up && def.carrier,
         learning: def.learning,
         storm: def.storm,
         shared: Arc::clone(&def.shared),
@@ -514,6 +519,7 @@ mod tests {
                 .collect(),
             hairpin: false,
             up: true,
+            carrier: true,
             learning: true,
             storm: StormLimits::default(),
             shared: Arc::new(PortShared::new(Vec::new(), 1)),

@@ -192,6 +192,7 @@ impl Bench {
                 attachments: setup.attachments,
                 hairpin: setup.hairpin,
                 up: true,
+                carrier: true,
                 learning: true,
                 storm: StormLimits::default(),
                 shared: Arc::clone(&shared),

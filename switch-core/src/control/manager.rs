@@ -18,12 +18,11 @@ use super::{
     wire::{DomainView, Done, FdbView, PortState, PortView, Status},
 };
 use crate::{
-    clock::Tick,
     fdb::{self, Fdb, Flush},
     id::{DomainId, MAX_PORTS, PortId},
-    link,
+    link::Links,
     mac::MacAddr,
-    port::{PortRx, QueuePair, packet, tap},
+    port::{Notifier, Opened, PortControl, PortRx, packet, tap},
     stats::Counter,
     switch::{Settings, Switch, SwitchError},
     topology::{Attachment, DomainDef, Dress, PortDef, PortShared, Role},
@@ -33,8 +32,6 @@ use crate::{
 
 /// Events kept for `vswitch monitor`.
 const MAX_EVENTS: usize = 1024;
-/// Seconds between attempts to open a waiting port.
-const RETRY_S: u32 = 1;
 
 /// A change was refused or could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -67,15 +64,23 @@ pub struct Notice {
 struct Open {
     id: PortId,
     shared: Arc<PortShared>,
+    control: Box<dyn PortControl>,
+    /// What [`PortControl::missing`] said last.
+    missing: Option<String>,
     /// The netdev's `tx_dropped` when the port was opened: later ones are frames that the switch did not take in time.
     tx_dropped: u64,
 }
+
+/// The receive queues of a port that has just been opened.
+type Grant = (PortId, Vec<Box<dyn PortRx>>);
 
 /// See the module page.
 pub struct Manager {
     switch: Switch,
     settings: Settings,
     journal: Option<Journal>,
+    links: Links,
+    news: Arc<tokio::sync::Notify>,
     desired: Desired,
     open: HashMap<String, Open>,
     waiting: BTreeMap<String, String>,
@@ -83,7 +88,6 @@ pub struct Manager {
     notices: VecDeque<Notice>,
     notice_number: u64,
     started: Instant,
-    last_retry: Tick,
 }
 
 impl Manager {
@@ -94,10 +98,17 @@ impl Manager {
     pub fn start(settings: Settings, journal: Option<(Journal, Desired)>) -> Result<Manager, ManagerError> {
         let switch = Switch::start(&settings).map_err(SwitchError::Io)?;
         let (journal, desired) = journal.map_or((None, Desired::default()), |(j, d)| (Some(j), d));
+        let news = Arc::new(tokio::sync::Notify::new());
+        let notifier = {
+            let news = Arc::clone(&news);
+            Notifier::new(move || news.notify_one())
+        };
         let mut manager = Manager {
             switch,
             settings,
             journal: None,
+            links: Links::new(notifier),
+            news,
             desired: Desired::default(),
             open: HashMap::new(),
             waiting: BTreeMap::new(),
@@ -105,7 +116,6 @@ impl Manager {
             notices: VecDeque::new(),
             notice_number: 0,
             started: Instant::now(),
-            last_retry: Tick(0),
         };
         manager.change(desired)?;
         manager.journal = journal;
@@ -122,6 +132,12 @@ impl Manager {
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Completes when [`attend`](Self::attend) is worth calling before the next tick.
+    #[must_use]
+    pub fn news(&self) -> Arc<tokio::sync::Notify> {
+        Arc::clone(&self.news)
     }
 
     /// Carries out a new desired state.
@@ -141,9 +157,18 @@ impl Manager {
         }
         let old = std::mem::replace(&mut self.desired, desired);
         self.carry_out(&old, &steps)?;
-        let mut waiting = self.waiting.clone();
-        waiting.retain(|name, _| steps.iter().any(|s| s.what == "port" && s.name == *name));
+        let waiting = steps
+            .iter()
+            .filter(|s| s.what == "port")
+            .filter_map(|s| Some((s.name.clone(), self.reason(&s.name)?.to_owned())))
+            .collect();
         Ok(Done { steps, waiting })
+    }
+
+    /// Why a port waits.
+    fn reason(&self, port: &str) -> Option<&str> {
+        let missing = self.open.get(port).and_then(|open| open.missing.as_deref());
+        self.waiting.get(port).map(String::as_str).or(missing)
     }
 
     fn carry_out(&mut self, old: &Desired, steps: &[Step]) -> Result<(), ManagerError> {
@@ -175,7 +200,15 @@ impl Manager {
             .filter(|p| !self.open.contains_key(&p.name) && !self.waiting.contains_key(&p.name))
             .cloned()
             .collect();
-        self.open_ports(&to_open)?;
+        for (name, open) in &mut self.open {
+            if let (Some(before), Some(after)) = (old_ports.get(name), ports.get(name))
+                && before.link != after.link
+            {
+                open.control.set_link(after.link);
+            }
+        }
+        let queues = self.open_devices(&to_open);
+        self.put_to_work(queues)?;
         for step in steps.iter().filter(|s| s.what == "port" && s.action == "change") {
             self.flush_left_domains(&step.name, &old_ports);
         }
@@ -188,23 +221,31 @@ impl Manager {
         Ok(())
     }
 
-    /// Opens devices, publishes all that came up at once, and hands their queues to workers.
-    fn open_ports(&mut self, specs: &[PortSpec]) -> Result<(), ManagerError> {
-        let mut grants: Vec<(PortId, Vec<Box<dyn PortRx>>)> = Vec::new();
+    /// Opens devices; those that cannot be opened wait.
+    fn open_devices(&mut self, specs: &[PortSpec]) -> Vec<Grant> {
+        let mut grants = Vec::new();
         let mut used: BTreeSet<u16> = self.open.values().map(|o| o.id.0).collect();
         for spec in specs {
-            match open_device(spec) {
-                Ok((queues, tx_dropped)) => {
+            match open_device(spec, &self.links) {
+                Ok(Opened { queues, mut control }) => {
                     let id =
                         (0..MAX_PORTS as u16).find(|id| !used.contains(id)).expect("the number of ports was checked");
                     used.insert(id);
                     let (rx, tx): (Vec<_>, Vec<_>) = queues.into_iter().map(|q| (q.rx, q.tx)).unzip();
                     let shared = Arc::new(PortShared::new(tx, self.switch.workers()));
-                    self.open.insert(spec.name.clone(), Open { id: PortId(id), shared, tx_dropped });
-                    grants.push((PortId(id), rx));
-                    if self.waiting.remove(&spec.name).is_some() {
-                        self.notice(format!("port {} is up", spec.name));
+                    if !spec.link {
+                        control.set_link(false);
                     }
+                    let missing = control.missing();
+                    let tx_dropped = self.tx_dropped(spec);
+                    let was_waiting = self.waiting.remove(&spec.name).is_some();
+                    match &missing {
+                        Some(reason) => self.notice(format!("port {} is waiting: {reason}", spec.name)),
+                        None if was_waiting => self.notice(format!("port {} is up", spec.name)),
+                        None => {}
+                    }
+                    self.open.insert(spec.name.clone(), Open { id: PortId(id), shared, control, missing, tx_dropped });
+                    grants.push((PortId(id), rx));
                 }
                 Err(reason) => {
                     if self.waiting.insert(spec.name.clone(), reason.clone()).as_ref() != Some(&reason) {
@@ -214,11 +255,21 @@ impl Manager {
                 }
             }
         }
+        grants
+    }
+
+    /// Publishes what has been opened and hands its queues to workers.
+    fn put_to_work(&mut self, grants: Vec<Grant>) -> Result<(), ManagerError> {
         self.publish()?;
         for (id, rx) in grants {
             self.switch.grant(id, rx)?;
         }
         Ok(())
+    }
+
+    fn tx_dropped(&self, spec: &PortSpec) -> u64 {
+        let space = self.links.space(spec.netns.as_deref());
+        space.ok().and_then(|s| s.known(spec.device())).map_or(0, |link| link.tx_dropped)
     }
 
     fn assign_domain_ids(&mut self) {
@@ -303,6 +354,7 @@ impl Manager {
                 attachments,
                 hairpin: spec.hairpin,
                 up: spec.link,
+                carrier: open.missing.is_none(),
                 learning: spec.learning,
                 storm: spec.storm,
                 shared: Arc::clone(&open.shared),
@@ -335,11 +387,28 @@ impl Manager {
         self.notices.iter().filter(|n| n.number > after).cloned().collect()
     }
 
-    /// To be called about once per second: ages the FDB, takes reports of workers, tries waiting ports again.
+    /// To be called about once per second: ages the FDB and does what [`attend`](Self::attend) does.
     ///
     /// # Errors
     /// The switch itself failed.
     pub fn tick(&mut self) -> Result<(), ManagerError> {
+        self.attend()?;
+        let tick = self.switch.clock().now().tick;
+        let ageing: HashMap<DomainId, u32> = self
+            .desired
+            .effective_domains()
+            .values()
+            .filter_map(|d| Some((*self.domain_ids.get(&d.name)?, d.ageing)))
+            .collect();
+        self.switch.fdb().age(tick, |domain| ageing.get(&domain).copied().unwrap_or(1));
+        Ok(())
+    }
+
+    /// Takes reports of workers, looks after ports whose other side came or went, and tries again to open those that wait.
+    ///
+    /// # Errors
+    /// The switch itself failed.
+    pub fn attend(&mut self) -> Result<(), ManagerError> {
         while let Ok(event) = self.switch.reports().try_recv() {
             match event {
                 Event::Gone { port } => self.lost_device(port)?,
@@ -350,22 +419,44 @@ impl Manager {
                 }
             }
         }
-        let tick = self.switch.clock().now().tick;
-        let ageing: HashMap<DomainId, u32> = self
-            .desired
-            .effective_domains()
-            .values()
-            .filter_map(|d| Some((*self.domain_ids.get(&d.name)?, d.ageing)))
-            .collect();
-        self.switch.fdb().age(tick, |domain| ageing.get(&domain).copied().unwrap_or(1));
-        if !self.waiting.is_empty() && tick.0 >= self.last_retry.0 + RETRY_S {
-            self.last_retry = tick;
+        self.follow_carriers()?;
+        if !self.waiting.is_empty() {
             let ports = self.desired.effective_ports();
             let again: Vec<PortSpec> = self.waiting.keys().filter_map(|name| ports.get(name).cloned()).collect();
-            self.open_ports(&again)?;
-            let desired = self.desired.clone();
-            self.pin_entries(&desired);
-            self.set_quotas();
+            let queues = self.open_devices(&again);
+            if !queues.is_empty() {
+                self.put_to_work(queues)?;
+                let desired = self.desired.clone();
+                self.pin_entries(&desired);
+                self.set_quotas();
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes which ports have a carrier, if that has changed; the addresses behind one that lost it are forgotten.
+    fn follow_carriers(&mut self) -> Result<(), ManagerError> {
+        let mut changed = Vec::new();
+        for (name, open) in &mut self.open {
+            let missing = open.control.missing();
+            if missing != open.missing {
+                changed.push((name.clone(), open.id, missing.clone()));
+                open.missing = missing;
+            }
+        }
+        if changed.is_empty() {
+            return Ok(());
+        }
+        self.publish()?;
+        for (name, id, missing) in changed {
+            match missing {
+                Some(reason) => {
+                    self.switch.fdb().flush(Flush { port: Some(id), ..Flush::default() });
+                    tracing::info!(port = name, "waiting: {reason}");
+                    self.notice(format!("port {name} is waiting: {reason}"));
+                }
+                None => self.notice(format!("port {name} is up")),
+            }
         }
         Ok(())
     }
@@ -391,16 +482,17 @@ impl Manager {
     #[must_use]
     pub fn status(&self) -> Status {
         let ports = self.desired.effective_ports();
-        let down = ports.values().filter(|p| !p.link && !self.waiting.contains_key(&p.name)).count();
+        let waiting = ports.keys().filter(|name| self.reason(name).is_some()).count();
+        let down = ports.values().filter(|p| !p.link && self.reason(&p.name).is_none()).count();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs(),
             workers: self.switch.workers(),
             epoch: self.switch.epoch().0,
-            ports_up: ports.len() - down - self.waiting.len(),
+            ports_up: ports.len() - down - waiting,
             ports_down: down,
-            ports_waiting: self.waiting.len(),
+            ports_waiting: waiting,
             domains: self.desired.effective_domains().len(),
             fdb_entries: self.switch.fdb().len(),
             fdb_capacity: self.switch.fdb().capacity(),
@@ -418,7 +510,8 @@ impl Manager {
         let mut dropped = HashMap::new();
         for netns in namespaces {
             // A namespace that is gone has no devices to ask; its ports are waiting.
-            for link in link::list(netns.as_deref()).unwrap_or_default() {
+            let links = self.links.space(netns.as_deref()).and_then(|space| space.list()).unwrap_or_default();
+            for link in links {
                 dropped.insert((netns.clone(), link.name), link.tx_dropped);
             }
         }
@@ -441,7 +534,7 @@ impl Manager {
         let mut counters: BTreeMap<String, u64> =
             Counter::ALL.iter().map(|c| (c.name().to_owned(), totals.get(*c))).collect();
         *counters.entry(Counter::RxLost.name().to_owned()).or_default() += lost;
-        let reason = self.waiting.get(&spec.name).cloned();
+        let reason = self.reason(&spec.name).map(str::to_owned);
         PortView {
             origin: self.desired.ports.get(&spec.name).map(|o| o.origin),
             state: match (&reason, spec.link) {
@@ -612,8 +705,8 @@ fn attachment(
     Attachment { domain, dress, role }
 }
 
-/// Opens a port's device; returns its queues and its netdev's `tx_dropped`. The error is the reason for which it waits.
-fn open_device(spec: &PortSpec) -> Result<(Vec<QueuePair>, u64), String> {
+/// Opens a port's device. The error is the reason for which it waits.
+fn open_device(spec: &PortSpec, links: &Links) -> Result<Opened, String> {
     match spec.kind {
         Kind::Tap => {
             let config = tap::TapConfig {
@@ -628,7 +721,7 @@ fn open_device(spec: &PortSpec) -> Result<(Vec<QueuePair>, u64), String> {
                 persist: spec.persist,
                 up: true,
             };
-            tap::open(&config).map(|opened| (opened.queues, opened.link.tx_dropped)).map_err(|e| e.to_string())
+            tap::open(&config, links).map_err(|e| e.to_string())
         }
         Kind::Packet => {
             let config = packet::PacketConfig {
@@ -636,7 +729,7 @@ fn open_device(spec: &PortSpec) -> Result<(Vec<QueuePair>, u64), String> {
                 netns: spec.netns.clone(),
                 offload: spec.offload,
             };
-            packet::open(&config).map(|opened| (opened.queues, opened.link.tx_dropped)).map_err(|e| e.to_string())
+            packet::open(&config, links).map_err(|e| e.to_string())
         }
     }
 }

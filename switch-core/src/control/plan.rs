@@ -22,10 +22,7 @@ impl std::fmt::Display for Step {
 /// Whether the device must be closed and opened again to get from one SPEC to the other.
 #[must_use]
 pub fn needs_reopen(old: &PortSpec, new: &PortSpec) -> bool {
-    let device = |s: &PortSpec| {
-        (s.kind, s.device().to_owned(), s.netns.clone(), s.queues, s.offload, s.mtu, s.mac, s.owner, s.group, s.persist)
-    };
-    device(old) != device(new)
+    old.opening() != new.opening()
 }
 
 /// The steps from `old` to `new`, additions first, removals last.

@@ -40,6 +40,8 @@ pub const MAX_BODY_BYTES: usize = 4 << 20;
 const SOCKET_MODE: u32 = 0o660;
 /// How often waiting ports, ageing and reports are looked after.
 const TICK: Duration = Duration::from_secs(1);
+/// How long after news of a port all of them are looked at.
+const SETTLE: Duration = Duration::from_millis(5);
 
 /// A manager shared by requests; each holds it for one operation.
 pub type Shared = Arc<Mutex<Manager>>;
@@ -314,11 +316,19 @@ pub async fn serve(socket: Socket, manager: Shared, stop: impl Future<Output = (
     let allowed = Allowed { uid: nix::unistd::geteuid().as_raw(), gid };
     let listener = UnixListener::from_std(socket.listener.try_clone()?)?;
     let app = router(Arc::clone(&manager), allowed).into_make_service_with_connect_info::<Peer>();
+    let news = manager.lock().news();
     let ticking = async {
         let mut interval = tokio::time::interval(TICK);
         loop {
-            interval.tick().await;
-            if let Err(e) = manager.lock().tick() {
+            let result = tokio::select! {
+                _ = interval.tick() => manager.lock().tick(),
+                () = news.notified() => {
+                    // News come in swarms: one look at the end of it is enough.
+                    tokio::time::sleep(SETTLE).await;
+                    manager.lock().attend()
+                }
+            };
+            if let Err(e) = result {
                 tracing::error!("{e}");
             }
         }

@@ -6,10 +6,11 @@
 //! another port.
 
 pub mod mem;
+pub mod netdev;
 pub mod packet;
 pub mod tap;
 
-use std::os::fd::RawFd;
+use std::{os::fd::RawFd, sync::Arc};
 
 use crate::{batch::Batch, egress::Egress, frame::offload::Capabilities, verdict::DropReason};
 
@@ -117,6 +118,43 @@ pub trait PortTx: Send {
     fn writability(&self) -> Option<RawFd> {
         None
     }
+}
+
+/// Tells the control thread that something about a port has changed beside the frame path (a peer came or went, a device
+/// lost its carrier): it then asks every [`PortControl`]. Cheap; any thread may call it, also for nothing.
+#[derive(Clone)]
+pub struct Notifier(Arc<dyn Fn() + Send + Sync>);
+
+impl Notifier {
+    /// A notifier that calls `notify`, which must not block.
+    #[must_use]
+    pub fn new(notify: impl Fn() + Send + Sync + 'static) -> Notifier {
+        Notifier(Arc::new(notify))
+    }
+
+    /// Something has changed.
+    pub fn notify(&self) {
+        (self.0)();
+    }
+}
+
+/// The control thread's side of an open port. It is dropped when no worker uses the port any more, and takes with it
+/// whatever the driver runs or keeps beside the frame path.
+pub trait PortControl: Send {
+    /// Why no frame can pass at present, for humans (no peer, no carrier); `None`: nothing is in the way. Called often;
+    /// must not block.
+    fn missing(&mut self) -> Option<String>;
+
+    /// The port's administrative state has changed: tells the other side, where the protocol can say so.
+    fn set_link(&mut self, _up: bool) {}
+}
+
+/// A port as a driver hands it over.
+pub struct Opened {
+    /// Its queues.
+    pub queues: Vec<QueuePair>,
+    /// See [`PortControl`].
+    pub control: Box<dyn PortControl>,
 }
 
 /// The two halves of one queue of a port.

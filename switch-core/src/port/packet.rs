@@ -10,7 +10,7 @@
 
 use std::{io, os::fd::RawFd, sync::Arc};
 
-use super::{PortRx, PortTx, QueuePair, RxStatus, Sent};
+use super::{Opened, PortRx, PortTx, QueuePair, RxStatus, Sent, netdev::Netdev};
 use crate::{
     batch::{Batch, HEAD_BYTES},
     egress::Egress,
@@ -18,7 +18,7 @@ use crate::{
         offload::{Capabilities, Gso, Offload, VNET_HDR_BYTES},
         vlan::{self, OuterTag, TAG_BYTES, TAG_OFFSET},
     },
-    link::{self, Link},
+    link::Links,
     netns,
     sys::packet::PacketSocket,
 };
@@ -53,23 +53,17 @@ pub enum PacketError {
     Other(String, io::Error),
 }
 
-/// An open netdev.
-pub struct OpenedPacket {
-    /// Its queues: one.
-    pub queues: Vec<QueuePair>,
-    /// The netdev as it is now.
-    pub link: Link,
-}
-
 /// Takes a netdev as a port.
 ///
 /// # Errors
 /// See [`PacketError`].
-pub fn open(config: &PacketConfig) -> Result<OpenedPacket, PacketError> {
+pub fn open(config: &PacketConfig, links: &Links) -> Result<Opened, PacketError> {
     let name = || config.device.clone();
     let place = || config.netns.as_ref().map_or_else(String::new, |n| format!(" in namespace \"{n}\""));
     let namespace = config.netns.as_deref();
-    let link = link::get(namespace, &config.device)
+    let space = links.space(namespace).map_err(|e| PacketError::Other(name(), e))?;
+    let link = space
+        .get(&config.device)
         .map_err(|e| PacketError::Other(name(), e))?
         .ok_or_else(|| PacketError::Missing(name(), place()))?;
     if !link.up {
@@ -93,7 +87,8 @@ pub fn open(config: &PacketConfig) -> Result<OpenedPacket, PacketError> {
     };
     let rx = PacketRx { socket: Arc::clone(&socket), truncated: 0 };
     let tx = PacketTx { socket, capabilities };
-    Ok(OpenedPacket { queues: vec![QueuePair { rx: Box::new(rx), tx: Box::new(tx) }], link })
+    let control = Netdev { space, device: name(), wire: true, on_link: None, keep: Box::new(()) };
+    Ok(Opened { queues: vec![QueuePair { rx: Box::new(rx), tx: Box::new(tx) }], control: Box::new(control) })
 }
 
 struct PacketRx {

@@ -16,12 +16,12 @@ use std::{
 
 use tun_tap::{Iface, Mode};
 
-use super::{PortRx, PortTx, QueuePair, RxStatus, Sent};
+use super::{Opened, PortRx, PortTx, QueuePair, RxStatus, Sent, netdev::Netdev};
 use crate::{
     batch::Batch,
     egress::{Egress, OutFrame},
     frame::offload::{Capabilities, Gso, Offload, VNET_HDR_BYTES},
-    link::{self, Link, LinkChange},
+    link::{LinkChange, Links},
     mac::MacAddr,
     netns,
     sys::{buf::Gather, tap as sys},
@@ -111,16 +111,6 @@ pub enum TapError {
     Other(String, io::Error),
 }
 
-/// An open TAP.
-pub struct OpenedTap {
-    /// Its queues.
-    pub queues: Vec<QueuePair>,
-    /// The netdev as it is now.
-    pub link: Link,
-    /// It was there before.
-    pub adopted: bool,
-}
-
 /// The descriptor of one queue and whoever owns it.
 enum Device {
     Plain(Iface),
@@ -152,7 +142,7 @@ fn name_the_mend(config: &TapConfig, error: io::Error) -> TapError {
 ///
 /// # Errors
 /// See [`TapError`]. A device that was made on the way is gone again.
-pub fn open(config: &TapConfig) -> Result<OpenedTap, TapError> {
+pub fn open(config: &TapConfig, links: &Links) -> Result<Opened, TapError> {
     let name = &config.device;
     if name.is_empty() || name.len() > MAX_NAME || name.contains(|c: char| c == '/' || c == '%' || c.is_whitespace()) {
         return Err(TapError::BadName(name.clone()));
@@ -162,20 +152,33 @@ pub fn open(config: &TapConfig) -> Result<OpenedTap, TapError> {
     }
     let other = |e: io::Error| TapError::Other(name.clone(), e);
     let namespace = config.netns.as_deref();
-    let adopted = link::get(namespace, name).map_err(other)?.is_some();
+    let space = links.space(namespace).map_err(other)?;
     let devices = netns::run_in(namespace, || attach(config)).map_err(other)?.map_err(|e| name_the_mend(config, e))?;
     let fd = devices[0].fd();
     let uso = sys::set_offloads(fd, config.offload).map_err(other)?;
     sys::set_owner(fd, config.owner, config.group).map_err(other)?;
     let change = LinkChange { up: config.up.then_some(true), mtu: config.mtu, mac: config.mac };
-    let link = link::change(namespace, name, &change).map_err(other)?;
+    space.change(name, &change).map_err(other)?;
     // Last: until here a device that was made on the way goes away with its descriptors.
     if let Some(persist) = config.persist {
         sys::set_persist(fd, persist).map_err(other)?;
     }
     let capabilities = capabilities(config.offload, uso);
+    let devices: Vec<_> = devices.into_iter().map(Arc::new).collect();
+    let first = Arc::clone(&devices[0]);
+    let control = Netdev {
+        space,
+        device: name.clone(),
+        wire: false,
+        on_link: Some(Box::new(move |up| {
+            if let Err(e) = sys::set_carrier(first.fd(), up) {
+                tracing::debug!("a TAP does not take its carrier: {e}");
+            }
+        })),
+        keep: Box::new(()),
+    };
     let queues = devices.into_iter().map(|device| queue(device, config.offload, capabilities)).collect();
-    Ok(OpenedTap { queues, link, adopted })
+    Ok(Opened { queues, control: Box::new(control) })
 }
 
 fn attach(config: &TapConfig) -> io::Result<Vec<Device>> {
@@ -197,10 +200,9 @@ fn capabilities(offload: bool, uso: bool) -> Capabilities {
     }
 }
 
-fn queue(device: Device, offload: bool, capabilities: Capabilities) -> QueuePair {
+fn queue(device: Arc<Device>, offload: bool, capabilities: Capabilities) -> QueuePair {
     // A device of several queues has headers even without offloads: one attach mode less to test.
-    let header = matches!(device, Device::Vnet(_));
-    let device = Arc::new(device);
+    let header = matches!(*device, Device::Vnet(_));
     let fd = device.fd();
     let rx = TapRx { device: Arc::clone(&device), fd, header };
     QueuePair {

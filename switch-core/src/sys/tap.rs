@@ -19,6 +19,7 @@ const TUNSETGROUP: libc::c_ulong = 0x4004_54ce;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const TUNGETIFF: libc::c_ulong = 0x8004_54d2;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+const TUNSETCARRIER: libc::c_ulong = 0x4004_54e2;
 const TUNSETVNETLE: libc::c_ulong = 0x4004_54dc;
 
 const IFF_TAP: libc::c_short = 0x0002;
@@ -126,6 +127,16 @@ pub fn flags(fd: RawFd) -> io::Result<TapFlags> {
 pub fn set_persist(fd: RawFd, on: bool) -> io::Result<()> {
     // SAFETY: the argument is passed by value.
     checked(unsafe { libc::ioctl(fd, TUNSETPERSIST, libc::c_ulong::from(on)) })
+}
+
+/// Gives the netdev a carrier, or takes it away: its users see a cable that is plugged in or out (Linux 5.0).
+///
+/// # Errors
+/// As the kernel says.
+pub fn set_carrier(fd: RawFd, on: bool) -> io::Result<()> {
+    let value = libc::c_int::from(on);
+    // SAFETY: the kernel reads one int.
+    checked(unsafe { libc::ioctl(fd, TUNSETCARRIER, &raw const value) })
 }
 
 /// Sets who else may attach to the device.

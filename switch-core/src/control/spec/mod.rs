@@ -1,0 +1,112 @@
+//! SPECs: how ports, domains and attachments are written on a command line, in a file and in the API.
+//!
+//! Text: `NAME=KIND[,key=value]...` for a port, `NAME[,key=value]...` for a domain, `DOMAIN[:dress][:role]` for an
+//! attachment. TOML and JSON use the same keys as fields.
+
+mod attachment;
+mod domain;
+mod port;
+
+pub use attachment::{AttachmentSpec, DressSpec, RoleSpec};
+pub use domain::DomainSpec;
+pub use port::{Kind, PortSpec, SocketMode};
+
+/// The domain that ports join unless told otherwise.
+pub const DEFAULT_DOMAIN: &str = "default";
+/// The largest MTU of a domain (GSO frames are judged by their segments).
+pub const MAX_MTU: u32 = 9216;
+/// The smallest MTU that IPv4 allows.
+pub const MIN_MTU: u32 = 68;
+const MAX_NAME: usize = 63;
+
+/// A SPEC that cannot be understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SpecError(pub String);
+
+fn wrong<T>(message: impl Into<String>) -> Result<T, SpecError> {
+    Err(SpecError(message.into()))
+}
+
+/// Checks a name of a port or domain.
+///
+/// # Errors
+/// It is empty, too long or has characters that would need quoting.
+pub fn check_name(what: &str, name: &str) -> Result<(), SpecError> {
+    let good = !name.is_empty()
+        && name.len() <= MAX_NAME
+        && name != "none"
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-@".contains(c));
+    if good {
+        Ok(())
+    } else {
+        wrong(format!(
+            "\"{name}\" cannot be a {what} name: use 1 to {MAX_NAME} letters, digits and . _ - @ (and not \"none\")"
+        ))
+    }
+}
+
+fn number<T: TryFrom<u64>>(key: &str, text: &str) -> Result<T, SpecError> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16).ok(),
+        None => text.parse().ok(),
+    };
+    match parsed.and_then(|n| T::try_from(n).ok()) {
+        Some(n) => Ok(n),
+        None => wrong(format!("{key}={text}: not a number in range")),
+    }
+}
+
+fn switch_value(key: &str, text: &str) -> Result<bool, SpecError> {
+    match text {
+        "on" | "up" | "true" | "yes" => Ok(true),
+        "off" | "down" | "false" | "no" => Ok(false),
+        _ => wrong(format!("{key}={text}: use on or off")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{port::default_attachments, *};
+
+    #[test]
+    fn specs_of_the_manual_are_understood() {
+        let port: PortSpec =
+            "up=tap,device=eth0,domain=red:tag=10,domain=blue:tag=20:tpid=0x88a8:isolated".parse().expect("valid");
+        assert_eq!(port.device(), "eth0");
+        let shown: Vec<_> = port.domains.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["red:tag=10", "blue:tag=20:tpid=0x88a8:isolated"]);
+        let port: PortSpec = "t0=tap,queues=2,offload=off".parse().expect("valid");
+        assert_eq!((port.queues, port.offload, port.domains), (2, false, default_attachments()));
+        let port: PortSpec = "t0=tap,domain=none".parse().expect("valid");
+        assert!(port.domains.is_empty());
+        let domain: DomainSpec = "br0,host=on,mtu=9000,ageing=0".parse().expect("valid");
+        assert_eq!((domain.host, domain.mtu, domain.ageing), (true, 9000, 0));
+    }
+
+    #[test]
+    fn wrong_specs_name_the_mistake() {
+        for (text, part) in [
+            ("t0", "NAME=KIND"),
+            ("t0=bond", "known kinds"),
+            ("t0=tap,domain=a:tag=5000", "1 to 4094"),
+            ("t0=tap,domain=a:tpid=0x8100", "after tag"),
+            ("t0=tap,domain=a,domain=a:tag=4", "twice"),
+            ("t0=tap,domain=a,domain=b", "same frames"),
+            ("t0=tap,domain=a:transparent,domain=b:tag=4", "same frames"),
+            ("t0=tap,queues=0", "queues=0"),
+            ("t0=packet,queues=2", "one queue"),
+            ("t0=packet,mtu=1400", "mtu= is not for packet"),
+            ("t0=tap,path=/run/x", "path= is not for tap"),
+            ("t0=tap,colour=red", "unknown key \"colour\""),
+            ("a-very-long-port-name=tap", "device="),
+            ("a/b=tap", "cannot be a port name"),
+            ("t0=tap,mac=5", "MAC address"),
+        ] {
+            let error = text.parse::<PortSpec>().expect_err(text);
+            assert!(error.to_string().contains(part), "{text}: {error}");
+        }
+        assert!("d,mtu=10000".parse::<DomainSpec>().is_err());
+        assert!("d,ageing=70000".parse::<DomainSpec>().is_err());
+    }
+}

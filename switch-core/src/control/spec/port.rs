@@ -1,0 +1,385 @@
+//! A port as it is wanted: `NAME=KIND[,key=value]...`.
+//!
+//! All kinds share one structure, because the file, the API and the command line name settings and not structures; which
+//! keys a kind takes is one table ([`Kind::keys`]).
+
+use std::{path::PathBuf, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    AttachmentSpec, DEFAULT_DOMAIN, DressSpec, MAX_MTU, MIN_MTU, SpecError, check_name, number, switch_value, wrong,
+};
+use crate::{
+    mac::MacAddr,
+    port::tap::{MAX_NAME as MAX_DEVICE_NAME, MAX_QUEUES},
+    topology::StormLimits,
+};
+
+/// The driver of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A TAP device whose character device the switch holds.
+    Tap,
+    /// A netdev that exists already, over an AF_PACKET socket.
+    Packet,
+}
+
+impl Kind {
+    /// All kinds, for messages.
+    pub const ALL: &'static [(&'static str, Kind)] = &[("tap", Kind::Tap), ("packet", Kind::Packet)];
+
+    /// The keys that describe the device or socket of this kind; the others every port has.
+    #[must_use]
+    pub const fn keys(self) -> &'static [&'static str] {
+        match self {
+            Kind::Tap => &["device", "netns", "queues", "offload", "mtu", "mac", "owner", "group", "persist"],
+            Kind::Packet => &["device", "netns", "queues", "offload"],
+        }
+    }
+
+    /// Whether the port is a network device (and not a socket).
+    #[must_use]
+    pub fn is_device(self) -> bool {
+        self.keys().contains(&"device")
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, kind)| *kind == self).map_or("?", |(name, _)| name)
+    }
+}
+
+impl FromStr for Kind {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match Self::ALL.iter().find(|(name, _)| *name == text) {
+            Some((_, kind)) => Ok(*kind),
+            None => {
+                let known: Vec<_> = Self::ALL.iter().map(|(name, _)| *name).collect();
+                wrong(format!("there is no port kind \"{text}\"; known kinds: {}", known.join(", ")))
+            }
+        }
+    }
+}
+
+pub(super) fn default_attachments() -> Vec<AttachmentSpec> {
+    vec![AttachmentSpec::untagged(DEFAULT_DOMAIN)]
+}
+
+/// Which side of a socket the switch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SocketMode {
+    /// It listens.
+    Server,
+    /// It connects, and does so again for ever.
+    Client,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn one() -> u16 {
+    1
+}
+
+/// Keys that ports of every kind have, beside `domain`.
+const EVERY_PORT: &[&str] =
+    &["link", "hairpin", "learning", "fdb-limit", "storm-broadcast", "storm-multicast", "storm-unknown"];
+
+fn user_id(text: &str) -> Result<u32, SpecError> {
+    match (text.parse(), nix::unistd::User::from_name(text)) {
+        (Ok(id), _) => Ok(id),
+        (_, Ok(Some(user))) => Ok(user.uid.as_raw()),
+        _ => wrong(format!("owner={text}: there is no such user; use a name or a number")),
+    }
+}
+
+fn group_id(text: &str) -> Result<u32, SpecError> {
+    match (text.parse(), nix::unistd::Group::from_name(text)) {
+        (Ok(id), _) => Ok(id),
+        (_, Ok(Some(group))) => Ok(group.gid.as_raw()),
+        _ => wrong(format!("group={text}: there is no such group; use a name or a number")),
+    }
+}
+
+/// A port as it is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortSpec {
+    /// Its unique name.
+    pub name: String,
+    /// Its driver.
+    pub kind: Kind,
+    /// The device's name; the port's own unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The namespace that the device is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<String>,
+    /// Queues (pairs).
+    #[serde(default = "one")]
+    pub queues: u16,
+    /// Checksum and segmentation offload.
+    #[serde(default = "yes")]
+    pub offload: bool,
+    /// MTU of the netdev.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Address of the netdev.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// User id that may attach to the TAP as well, or that owns the socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<u32>,
+    /// Group id, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<u32>,
+    /// The device outlives the switch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persist: Option<bool>,
+    /// The Unix socket: ours in server mode, the other side's in client mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Which side of the socket the switch is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<SocketMode>,
+    /// Permission bits of the socket that the switch makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perm: Option<u32>,
+    /// The other side's socket, where both sides have one (datagrams).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<PathBuf>,
+    /// Administrative state: `false` drops everything in both directions.
+    #[serde(default = "yes")]
+    pub link: bool,
+    /// Frames may leave by the port on which they came in.
+    #[serde(default)]
+    pub hairpin: bool,
+    /// Source addresses are learned.
+    #[serde(default = "yes")]
+    pub learning: bool,
+    /// Learned addresses that the port may hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fdb_limit: Option<u32>,
+    /// Frames per second that may be flooded.
+    #[serde(default)]
+    pub storm: StormLimits,
+    /// Its memberships.
+    #[serde(default = "default_attachments")]
+    pub domains: Vec<AttachmentSpec>,
+}
+
+impl PortSpec {
+    /// A port of a kind in the default domain.
+    #[must_use]
+    pub fn new(name: &str, kind: Kind) -> PortSpec {
+        PortSpec {
+            name: name.to_owned(),
+            kind,
+            device: None,
+            netns: None,
+            queues: 1,
+            offload: true,
+            mtu: None,
+            mac: None,
+            owner: None,
+            group: None,
+            persist: None,
+            path: None,
+            mode: None,
+            perm: None,
+            peer: None,
+            link: true,
+            hairpin: false,
+            learning: true,
+            fdb_limit: None,
+            storm: StormLimits::default(),
+            domains: default_attachments(),
+        }
+    }
+
+    /// Changes one setting as `key=value` says.
+    ///
+    /// # Errors
+    /// The key is unknown or the value out of range; nothing has changed.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), SpecError> {
+        match key {
+            "device" => self.device = Some(value.to_owned()),
+            "netns" => self.netns = Some(value.to_owned()),
+            "queues" => self.queues = number(key, value)?,
+            "offload" => self.offload = switch_value(key, value)?,
+            "mtu" => self.mtu = Some(number(key, value)?),
+            "mac" => {
+                self.mac = Some(value.parse().map_err(|e: crate::mac::ParseMacError| SpecError(e.to_string()))?);
+            }
+            "owner" => self.owner = Some(user_id(value)?),
+            "group" => self.group = Some(group_id(value)?),
+            "persist" => self.persist = Some(switch_value(key, value)?),
+            "path" => self.path = Some(value.into()),
+            "peer" => self.peer = Some(value.into()),
+            "perm" => match u32::from_str_radix(value, 8) {
+                Ok(bits @ 0..=0o777) => self.perm = Some(bits),
+                _ => return wrong(format!("perm={value}: use octal digits, for example perm=0660")),
+            },
+            "mode" => {
+                self.mode = Some(match value {
+                    "server" => SocketMode::Server,
+                    "client" => SocketMode::Client,
+                    _ => {
+                        return wrong(format!("mode={value}: use server (the switch listens) or client (it connects)"));
+                    }
+                });
+            }
+            "link" => self.link = switch_value(key, value)?,
+            "hairpin" => self.hairpin = switch_value(key, value)?,
+            "learning" => self.learning = switch_value(key, value)?,
+            "fdb-limit" => self.fdb_limit = Some(number(key, value)?),
+            "storm-broadcast" => self.storm.broadcast = number(key, value)?,
+            "storm-multicast" => self.storm.multicast = number(key, value)?,
+            "storm-unknown" => self.storm.unknown = number(key, value)?,
+            _ => {
+                return wrong(format!(
+                    "port \"{}\": unknown key \"{key}\"; known for {}: {} {} domain",
+                    self.name,
+                    self.kind.name(),
+                    self.kind.keys().join(" "),
+                    EVERY_PORT.join(" ")
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks what does not depend on other objects.
+    ///
+    /// # Errors
+    /// Names the setting that is wrong.
+    pub fn check(&self) -> Result<(), SpecError> {
+        check_name("port", &self.name)?;
+        let name = &self.name;
+        if let Some(key) = self.given().into_iter().find(|key| !self.kind.keys().contains(key)) {
+            let kind = self.kind.name();
+            return wrong(format!(
+                "port \"{name}\": {key}= is not for {kind} ports, which take: {}",
+                self.kind.keys().join(" ")
+            ));
+        }
+        if self.queues == 0 || self.queues > MAX_QUEUES {
+            return wrong(format!("port \"{name}\": queues={}: use 1 to {MAX_QUEUES}", self.queues));
+        }
+        if self.kind == Kind::Packet && self.queues != 1 {
+            return wrong(format!(
+                "port \"{name}\": queues={}: a packet port has one queue; leave queues= out",
+                self.queues
+            ));
+        }
+        let device = self.device();
+        if self.kind.is_device() && (device.is_empty() || device.len() > MAX_DEVICE_NAME) {
+            return wrong(format!(
+                "port \"{name}\": \"{device}\" cannot be a device name (1 to {MAX_DEVICE_NAME} characters); give the device its own name with device="
+            ));
+        }
+        if let Some(mtu) = self.mtu
+            && !(MIN_MTU..=MAX_MTU).contains(&mtu)
+        {
+            return wrong(format!("port \"{name}\": mtu={mtu}: use {MIN_MTU} to {MAX_MTU}"));
+        }
+        for (index, a) in self.domains.iter().enumerate() {
+            for b in &self.domains[..index] {
+                if a.domain == b.domain {
+                    return wrong(format!("port \"{name}\": attached to domain \"{}\" twice", a.domain));
+                }
+                let clash = match (a.dress, b.dress) {
+                    (DressSpec::Transparent, _) | (_, DressSpec::Transparent) => true,
+                    (left, right) => left == right,
+                };
+                if clash {
+                    return wrong(format!("port \"{name}\": \"{a}\" and \"{b}\" would take the same frames"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The device keys that were given (those whose value is not what it is when the key is left out).
+    fn given(&self) -> Vec<&'static str> {
+        [
+            ("device", self.device.is_some()),
+            ("netns", self.netns.is_some()),
+            ("queues", self.queues != 1),
+            ("offload", !self.offload),
+            ("mtu", self.mtu.is_some()),
+            ("mac", self.mac.is_some()),
+            ("owner", self.owner.is_some()),
+            ("group", self.group.is_some()),
+            ("persist", self.persist.is_some()),
+            ("path", self.path.is_some()),
+            ("mode", self.mode.is_some()),
+            ("perm", self.perm.is_some()),
+            ("peer", self.peer.is_some()),
+        ]
+        .into_iter()
+        .filter_map(|(key, given)| given.then_some(key))
+        .collect()
+    }
+
+    /// What the device or socket is opened with: two SPECs that agree in this share it without opening it anew.
+    #[must_use]
+    pub fn opening(&self) -> PortSpec {
+        PortSpec {
+            device: Some(self.device().to_owned()),
+            link: true,
+            hairpin: false,
+            learning: true,
+            fdb_limit: None,
+            storm: StormLimits::default(),
+            domains: Vec::new(),
+            ..self.clone()
+        }
+    }
+
+    /// The device's name.
+    #[must_use]
+    pub fn device(&self) -> &str {
+        self.device.as_deref().unwrap_or(&self.name)
+    }
+}
+
+impl FromStr for PortSpec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut parts = text.split(',');
+        let first = parts.next().unwrap_or_default();
+        let Some((name, kind)) = first.split_once('=') else {
+            return wrong(format!("\"{text}\": a port is NAME=KIND[,key=value]..., for example vm1=tap,domain=blue"));
+        };
+        let mut spec = PortSpec::new(name, kind.parse()?);
+        let mut domains = Vec::new();
+        let mut given = false;
+        for part in parts {
+            let Some((key, value)) = part.split_once('=') else {
+                return wrong(format!("\"{part}\" in \"{text}\": write key=value"));
+            };
+            match key {
+                "domain" if value == "none" => given = true,
+                "domain" => {
+                    given = true;
+                    domains.push(value.parse()?);
+                }
+                _ => spec.set(key, value)?,
+            }
+        }
+        if given {
+            spec.domains = domains;
+        }
+        spec.check()?;
+        Ok(spec)
+    }
+}

@@ -1,0 +1,75 @@
+//! Network devices: their settings and their state, over rtnetlink.
+//!
+//! A [`LinkSpace`] is one namespace's devices: a thread inside the namespace with one netlink connection, which carries
+//! out requests and follows what the kernel reports, so that the state of a device can be asked for at any time without
+//! a system call. [`Links`] keeps one per namespace while anybody uses it. Control side only.
+
+mod space;
+
+pub use space::{LinkSpace, Links};
+
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+
+use crate::mac::MacAddr;
+
+/// What the kernel says of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its index in its namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Administratively up.
+    pub up: bool,
+    /// Has a carrier (`IFF_LOWER_UP`).
+    pub carrier: bool,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Its address, if it is an Ethernet device.
+    pub mac: Option<MacAddr>,
+    /// `tun`, `veth`, `bridge` …; `None` for physical devices.
+    pub kind: Option<String>,
+    /// Frames that the kernel dropped on their way into the device: for a TAP those that the switch did not take.
+    pub tx_dropped: u64,
+}
+
+/// Settings to change; `None` leaves one as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkChange {
+    /// Administratively up or down.
+    pub up: Option<bool>,
+    /// The MTU.
+    pub mtu: Option<u32>,
+    /// The address.
+    pub mac: Option<MacAddr>,
+}
+
+fn describe(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        up: message.header.flags.contains(LinkFlags::Up),
+        carrier: message.header.flags.contains(LinkFlags::LowerUp),
+        mtu: 0,
+        mac: None,
+        kind: None,
+        tx_dropped: 0,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(MacAddr),
+            LinkAttribute::Stats64(stats) => link.tx_dropped = stats.tx_dropped,
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    if let LinkInfo::Kind(kind) = info {
+                        link.kind = Some(kind.to_string());
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    link
+}
