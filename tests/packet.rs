@@ -197,7 +197,8 @@ fn a_port_waits_for_its_device_and_comes_back_with_it() {
     reason("there is no device").expect("waiting");
     assert_eq!((lab.state("h0"), lab.state("h1")), ("waiting".into(), "up".into()));
     wire(&lab.home, &lab.hosts[0], 0);
-    wait_for("the port is up again", PATIENCE, || lab.state("h0") == "up").expect("up");
+    reason("no carrier").expect("the other end is down");
     lab.hosts[0].configure("eth0", &["10.8.0.1/24"]).expect("configured");
+    wait_for("the port is up again", PATIENCE, || lab.state("h0") == "up").expect("up");
     assert!(lab.pings(0, 1) && lab.pings(1, 0));
 }
