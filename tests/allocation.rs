@@ -107,7 +107,7 @@ mod lab {
         let domains = [DomainDef { id: DomainId(0), mtu: 1500, group_fwd_mask: 1 }];
         worker.take_up(Arc::new(Topology::build(Epoch(1), defs, &domains).expect("valid")));
         for i in 0..2u8 {
-            worker.own(PortId(u16::from(i)), 0, Box::new(Source(i + 1))).expect("nothing to watch");
+            worker.own(PortId(u16::from(i)), 0, Box::new(Source(i + 1)), Arc::default()).expect("nothing to watch");
         }
         (worker, shared)
     }

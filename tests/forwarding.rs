@@ -312,3 +312,41 @@ fn many_ports_on_two_workers_keep_order_and_accounts() {
         assert_eq!(numbers, (0..EACH).collect::<Vec<_>>(), "{}", p.id);
     }
 }
+
+#[test]
+fn two_busy_queues_of_one_worker_are_parted_and_keep_their_order() {
+    let mut bench = Bench::new(2, (0..4).map(|_| plain(0)).collect(), &[domain(0, 1500)]).expect("starts");
+    let worker = |bench: &Bench, port: usize| {
+        let all = bench.switch.assignments();
+        all.iter().find(|(p, ..)| p.index() == port).expect("granted").2
+    };
+    assert_eq!(worker(&bench, 0), worker(&bench, 2), "queues are granted in turn");
+    // Host 4 is known on port 3.
+    exchange(&bench, &[(3, frame(MacAddr::BROADCAST, mac(4), &IP))]);
+    let before: u64 = (0..4).map(|p| bench.totals(p).get(Counter::RxFrames)).sum();
+    let mut sent = 0u32;
+    let mut moved = None;
+    for _ in 0..40 {
+        for _ in 0..1000 {
+            for (port, host) in [(0, 1), (2, 3)] {
+                let bytes = frame(mac(4), mac(host), &[&IP[..], &sent.to_be_bytes()].concat());
+                bench.ports[port].peer.send(&bytes);
+            }
+            sent += 1;
+        }
+        moved = moved.or(bench.switch.balance().expect("workers live"));
+    }
+    let (port, ..) = moved.expect("one of the two has moved");
+    assert!([0, 2].contains(&port.index()));
+    assert_ne!(worker(&bench, 0), worker(&bench, 2));
+    bench.settle(before + 2 * u64::from(sent)).expect("nothing is lost in a move");
+    let got: Vec<Vec<u8>> = bench.ports[3].peer.take().into_iter().map(|f| f.bytes).collect();
+    for host in [1, 3] {
+        let numbers: Vec<u32> = got
+            .iter()
+            .filter(|f| f[6..12] == mac(host).0)
+            .map(|f| u32::from_be_bytes(f[14..18].try_into().expect("four bytes")))
+            .collect();
+        assert!(numbers.iter().copied().eq(0..sent), "host {host}: all of them, in order");
+    }
+}

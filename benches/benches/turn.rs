@@ -128,7 +128,7 @@ fn lab(rx: Source) -> Lab {
         .collect();
     let domains = [DomainDef { id: DomainId(0), mtu: 1500, group_fwd_mask: 1 }];
     worker.take_up(Arc::new(Topology::build(Epoch(1), defs, &domains).expect("the topology is valid")));
-    worker.own(PortId(0), 0, Box::new(rx)).expect("there is nothing to watch");
+    worker.own(PortId(0), 0, Box::new(rx), Arc::default()).expect("there is nothing to watch");
     Lab { worker, shared, _far_ends: (Box::new(commands), Box::new(reports)) }
 }
 

@@ -10,6 +10,7 @@
 //! id  mac  clock  sys
 //! ```
 
+pub mod balance;
 pub mod batch;
 pub mod clock;
 pub mod control;

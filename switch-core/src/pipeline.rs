@@ -59,6 +59,7 @@ pub struct Copy {
 pub struct Plan {
     lists: Vec<ArrayVec<Copy, BATCH_FRAMES>>,
     touched: Vec<TxId>,
+    copies: usize,
 }
 
 impl Plan {
@@ -82,9 +83,24 @@ impl Plan {
         &self.lists[tx.index()]
     }
 
+    /// All copies of the plan.
+    #[inline]
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.copies
+    }
+
+    /// Whether there is nothing to send.
+    #[inline]
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.copies == 0
+    }
+
     /// Empties the plan.
     #[inline]
     pub fn clear(&mut self) {
+        self.copies = 0;
         for tx in self.touched.drain(..) {
             self.lists[tx.index()].clear();
         }
@@ -98,6 +114,7 @@ impl Plan {
         }
         // A slot is pushed on a queue at most once: a port is a member of a domain at most once.
         list.push(copy);
+        self.copies += 1;
     }
 }
 

@@ -4,12 +4,20 @@
 //! before anything that the old one named is closed or reused. Receive queues are granted to and revoked from single
 //! workers. Everything here runs on the control thread.
 
-use std::{io, sync::Arc, thread::JoinHandle};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use mio::Waker;
 
 use crate::{
+    balance::{self, Load},
     clock::Clock,
     fdb::{DEFAULT_CAPACITY, Fdb},
     id::{Epoch, PortId},
@@ -41,7 +49,17 @@ struct Handle {
     commands: Sender<Command>,
     waker: Waker,
     thread: Option<JoinHandle<()>>,
-    queues: usize,
+}
+
+/// A receive queue and who serves it.
+struct Owned {
+    port: PortId,
+    queue: u16,
+    worker: usize,
+    /// Frames received since it was granted first.
+    frames: Arc<AtomicU64>,
+    /// What `frames` was when the queues were balanced last.
+    seen: u64,
 }
 
 impl Handle {
@@ -71,7 +89,7 @@ pub struct Switch {
     clock: Clock,
     epoch: Epoch,
     workers: Vec<Handle>,
-    owners: Vec<(PortId, usize)>,
+    owned: Vec<Owned>,
     reports: Receiver<Event>,
 }
 
@@ -99,9 +117,9 @@ impl Switch {
                 }
                 worker.run();
             })?;
-            workers.push(Handle { commands, waker, thread: Some(thread), queues: 0 });
+            workers.push(Handle { commands, waker, thread: Some(thread) });
         }
-        Ok(Switch { fdb, clock, epoch: Epoch(0), workers, owners: Vec::new(), reports })
+        Ok(Switch { fdb, clock, epoch: Epoch(0), workers, owned: Vec::new(), reports })
     }
 
     /// The MAC table.
@@ -152,16 +170,56 @@ impl Switch {
     /// A descriptor cannot be watched, or a worker has died. Queues granted before that stay granted: revoke the port.
     pub fn grant(&mut self, port: PortId, queues: Vec<Box<dyn PortRx>>) -> Result<(), SwitchError> {
         for (queue, rx) in queues.into_iter().enumerate() {
-            let worker = (0..self.workers.len())
-                .min_by_key(|w| self.workers[*w].queues)
-                .expect("a switch has at least one worker");
-            let (done, answer) = bounded(1);
-            self.workers[worker].send(Command::Grant { port, queue: queue as u16, rx, done })?;
-            self.workers[worker].queues += 1;
-            self.owners.push((port, worker));
-            answer.recv().map_err(|_| SwitchError::WorkerDied)?.map_err(SwitchError::Io)?;
+            let held = |worker: &usize| self.owned.iter().filter(|o| o.worker == *worker).count();
+            let worker = (0..self.workers.len()).min_by_key(held).expect("a switch has at least one worker");
+            let frames = Arc::new(AtomicU64::new(0));
+            self.owned.push(Owned { port, queue: queue as u16, worker, frames: Arc::clone(&frames), seen: 0 });
+            self.hand_over(worker, port, queue as u16, rx, frames)?;
         }
         Ok(())
+    }
+
+    fn hand_over(
+        &self,
+        worker: usize,
+        port: PortId,
+        queue: u16,
+        rx: Box<dyn PortRx>,
+        load: Arc<AtomicU64>,
+    ) -> Result<(), SwitchError> {
+        let (done, answer) = bounded(1);
+        self.workers[worker].send(Command::Grant { port, queue, rx, load, done })?;
+        answer.recv().map_err(|_| SwitchError::WorkerDied)?.map_err(SwitchError::Io)
+    }
+
+    /// Moves at most one receive queue from the worker that received most since the last call to the one that received
+    /// least, if that evens them out. The old owner has carried everything that it had received before the new one begins,
+    /// so the order of a flow is kept. Returns what was moved: port, queue, from, to.
+    ///
+    /// # Errors
+    /// A worker has died, or the new one cannot watch the descriptor: revoke the port.
+    pub fn balance(&mut self) -> Result<Option<(PortId, u16, usize, usize)>, SwitchError> {
+        let mut loads = Vec::with_capacity(self.owned.len());
+        for owned in &mut self.owned {
+            let frames = owned.frames.load(Relaxed);
+            loads.push(Load { worker: owned.worker, frames: frames - owned.seen });
+            owned.seen = frames;
+        }
+        let Some((index, to)) = balance::choose(&loads, self.workers.len()) else { return Ok(None) };
+        let Owned { port, queue, worker: from, .. } = self.owned[index];
+        let (back, answer) = bounded(1);
+        self.workers[from].send(Command::Yield { port, queue, back })?;
+        // A queue whose device went away a moment ago is no longer there; its port is about to be revoked.
+        let Some(rx) = answer.recv().map_err(|_| SwitchError::WorkerDied)? else { return Ok(None) };
+        self.owned[index].worker = to;
+        self.hand_over(to, port, queue, rx, Arc::clone(&self.owned[index].frames))?;
+        Ok(Some((port, queue, from, to)))
+    }
+
+    /// Which worker serves which receive queue: port, queue, worker.
+    #[must_use]
+    pub fn assignments(&self) -> Vec<(PortId, u16, usize)> {
+        self.owned.iter().map(|o| (o.port, o.queue, o.worker)).collect()
     }
 
     /// Takes all receive queues of a port from their workers and closes them.
@@ -170,12 +228,7 @@ impl Switch {
     /// A worker has died.
     pub fn revoke(&mut self, port: PortId) -> Result<(), SwitchError> {
         self.ask_all(|done| Command::Revoke { port, done })?;
-        for (owner, worker) in &self.owners {
-            if *owner == port {
-                self.workers[*worker].queues -= 1;
-            }
-        }
-        self.owners.retain(|(owner, _)| *owner != port);
+        self.owned.retain(|owned| owned.port != port);
         Ok(())
     }
 

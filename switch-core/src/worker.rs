@@ -11,7 +11,10 @@
 use std::{
     io,
     os::fd::RawFd,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -46,6 +49,9 @@ pub enum PollMode {
 /// How long an adaptive worker spins after the last frame. Longer than a round trip through a TAP takes to come back,
 /// shorter than anything a person would call load.
 pub const ADAPTIVE_SPIN: Duration = Duration::from_micros(50);
+/// Copies after which a turn ends before it has been round: floods to very many ports must keep neither the other queues
+/// nor the control side waiting.
+const TURN_COPIES: usize = 4096;
 /// While queues are hot, the descriptors of all others are looked at once in so many rounds.
 const POLL_EVERY: u32 = 16;
 /// Readiness events taken per look.
@@ -69,8 +75,19 @@ pub enum Command {
         queue: u16,
         /// The queue.
         rx: Box<dyn PortRx>,
+        /// Counts the frames that it receives, for balancing.
+        load: Arc<AtomicU64>,
         /// Acknowledged when the queue is served, with the error if it cannot be.
         done: Sender<io::Result<()>>,
+    },
+    /// Give one receive queue back; what it had received before is on its way.
+    Yield {
+        /// Its port.
+        port: PortId,
+        /// Its number within the port.
+        queue: u16,
+        /// The queue; `None` if this worker does not have it (any more).
+        back: Sender<Option<Box<dyn PortRx>>>,
     },
     /// Drop all receive queues of a port.
     Revoke {
@@ -129,6 +146,7 @@ struct RxQueue {
     port: PortId,
     queue: u16,
     rx: Box<dyn PortRx>,
+    load: Arc<AtomicU64>,
     readiness: Option<RawFd>,
     ready: bool,
     hot: bool,
@@ -142,6 +160,8 @@ pub struct Worker {
     mode: PollMode,
     topology: Arc<Topology>,
     queues: Vec<Option<RxQueue>>,
+    /// Where the next turn begins.
+    next: usize,
     batch: Batch,
     plan: Plan,
     flaps: FlapTable,
@@ -175,6 +195,7 @@ impl Worker {
             mode,
             topology: Arc::default(),
             queues: Vec::new(),
+            next: 0,
             batch: Batch::new(),
             plan: Plan::default(),
             flaps: FlapTable::default(),
@@ -188,10 +209,14 @@ impl Worker {
         Ok((worker, waker))
     }
 
-    /// One round over the queues that are ready (or hot); true if any frame was moved.
+    /// One round over the queues that are ready (or hot), in parts if they have very much to send or a command waits;
+    /// true if any frame was moved.
     pub fn turn(&mut self, now: Now) -> bool {
         let mut worked = false;
-        for index in 0..self.queues.len() {
+        let mut copies = 0;
+        for _ in 0..self.queues.len() {
+            let index = self.next % self.queues.len();
+            self.next = index + 1;
             let Some(queue) = &mut self.queues[index] else { continue };
             if !queue.ready && !queue.hot {
                 continue;
@@ -200,11 +225,16 @@ impl Worker {
             queue.ready = status == RxStatus::More;
             if !self.batch.is_empty() {
                 queue.hot = true;
+                // Only this thread writes: no read-modify-write is needed.
+                queue.load.store(queue.load.load(Relaxed) + self.batch.len() as u64, Relaxed);
                 worked = true;
-                self.forward(index, now);
+                copies += self.forward(index, now);
             }
             if status == RxStatus::Gone {
                 self.close(index);
+            }
+            if copies > TURN_COPIES || !self.commands.is_empty() {
+                break;
             }
         }
         while let Some(event) = self.flaps.take_event() {
@@ -213,9 +243,10 @@ impl Worker {
         worked
     }
 
-    /// Carries the batch of one queue to the end.
-    fn forward(&mut self, index: usize, now: Now) {
-        let Some(queue) = &mut self.queues[index] else { return };
+    /// Carries the batch of one queue to the end; returns how many copies that made.
+    fn forward(&mut self, index: usize, now: Now) -> usize {
+        let Some(queue) = &mut self.queues[index] else { return 0 };
+        let mut copies = 0;
         if let Some(ingress) = self.topology.port(queue.port) {
             let context = Context {
                 topology: &self.topology,
@@ -227,10 +258,12 @@ impl Worker {
             };
             pipeline::judge(&context, &mut self.batch, &mut self.flaps, &mut self.plan);
             self.transmitter.send(&self.topology, self.index, &self.batch, &self.plan);
+            copies = self.plan.len();
             self.plan.clear();
         }
         queue.rx.release(&mut self.batch);
         self.batch.clear();
+        copies
     }
 
     fn close(&mut self, index: usize) {
@@ -264,7 +297,10 @@ impl Worker {
                 PollMode::Interrupt => false,
             };
             if ready || spin {
-                if round.is_multiple_of(POLL_EVERY) || !self.queues.iter().flatten().any(|q| q.hot) {
+                if round.is_multiple_of(POLL_EVERY)
+                    || !self.commands.is_empty()
+                    || !self.queues.iter().flatten().any(|q| q.hot)
+                {
                     self.wait(Some(Duration::ZERO));
                 }
                 continue;
@@ -316,8 +352,11 @@ impl Worker {
                     self.take_up(topology);
                     let _ = done.send(());
                 }
-                Command::Grant { port, queue, rx, done } => {
-                    let _ = done.send(self.own(port, queue, rx));
+                Command::Grant { port, queue, rx, load, done } => {
+                    let _ = done.send(self.own(port, queue, rx, load));
+                }
+                Command::Yield { port, queue, back } => {
+                    let _ = back.send(self.yield_queue(port, queue));
                 }
                 Command::Revoke { port, done } => {
                     self.disown(port);
@@ -342,7 +381,7 @@ impl Worker {
     ///
     /// # Errors
     /// Its descriptor cannot be watched; the queue is closed.
-    pub fn own(&mut self, port: PortId, queue: u16, rx: Box<dyn PortRx>) -> io::Result<()> {
+    pub fn own(&mut self, port: PortId, queue: u16, rx: Box<dyn PortRx>, load: Arc<AtomicU64>) -> io::Result<()> {
         let index = self.queues.iter().position(Option::is_none).unwrap_or_else(|| {
             self.queues.push(None);
             self.queues.len() - 1
@@ -352,8 +391,17 @@ impl Worker {
             self.poll.registry().register(&mut SourceFd(&fd), Token(index), Interest::READABLE)?;
         }
         // Frames may have come before the descriptor was watched.
-        self.queues[index] = Some(RxQueue { port, queue, rx, readiness, ready: true, hot: false });
+        self.queues[index] = Some(RxQueue { port, queue, rx, load, readiness, ready: true, hot: false });
         Ok(())
+    }
+
+    /// Stops serving a receive queue and hands it back.
+    fn yield_queue(&mut self, port: PortId, number: u16) -> Option<Box<dyn PortRx>> {
+        let place =
+            self.queues.iter_mut().find(|place| place.as_ref().is_some_and(|q| q.port == port && q.queue == number))?;
+        let queue = place.take()?;
+        self.deregister(&queue);
+        Some(queue.rx)
     }
 
     fn disown(&mut self, port: PortId) {

@@ -30,6 +30,8 @@ use crate::{
     worker::Event,
 };
 
+/// Seconds between two looks at which worker serves which queue.
+const BALANCE_EVERY_S: u32 = 4;
 /// Events kept for `vswitch monitor`.
 const MAX_EVENTS: usize = 1024;
 
@@ -394,6 +396,12 @@ impl Manager {
     pub fn tick(&mut self) -> Result<(), ManagerError> {
         self.attend()?;
         let tick = self.switch.clock().now().tick;
+        if tick.0.is_multiple_of(BALANCE_EVERY_S)
+            && let Some((port, queue, from, to)) = self.switch.balance()?
+        {
+            let name = self.port_name(port);
+            self.notice(format!("queue {queue} of port {name} has moved from worker {from} to worker {to}"));
+        }
         let ageing: HashMap<DomainId, u32> = self
             .desired
             .effective_domains()
