@@ -11,6 +11,9 @@ need() { command -v "$1" >/dev/null || packages+=("$2"); }
 need ip iproute2
 need ping iputils-ping
 need iperf3 iperf3
+need brctl bridge-utils
+need tcpdump tcpdump
+need nft nftables
 need python3 python3-minimal
 need gcc gcc
 if [ "${#packages[@]}" -gt 0 ]; then

@@ -70,6 +70,15 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Bridges in the words of bridge-utils; a link to this program named brctl does the same
+    #[command(after_help = "Examples:
+  vswitch brctl addbr br0 && vswitch brctl addif br0 eth1
+  ln -s $(command -v vswitch) /usr/local/sbin/brctl && brctl show")]
+    Brctl {
+        /// addbr, delbr, addif, delif, show, showmacs, showstp, setageing, hairpin, stp, …: all of them without arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// See it work: namespaces, isolation, throughput beside the kernel bridge; cleans up after itself
     Demo,
 }

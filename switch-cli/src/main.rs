@@ -4,7 +4,7 @@ mod args;
 mod client;
 mod commands;
 
-use std::process::ExitCode;
+use std::{ffi::OsString, path::Path, process::ExitCode};
 
 use clap::Parser;
 
@@ -13,8 +13,17 @@ use crate::{
     client::Client,
 };
 
+/// The command line; called as `brctl`, it is that command's.
+fn words() -> Vec<OsString> {
+    let mut words: Vec<OsString> = std::env::args_os().collect();
+    if words.first().is_some_and(|program| Path::new(program).file_name() == Some("brctl".as_ref())) {
+        words.splice(..1, ["vswitch".into(), "brctl".into()]);
+    }
+    words
+}
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(words());
     let client = Client::new(&cli.api);
     let result = match cli.command {
         Command::Run(run) => commands::run::run(&cli.api, run),
@@ -24,6 +33,7 @@ fn main() -> ExitCode {
         Command::Domain(command) => commands::domain::domain(&client, command),
         Command::Fdb(command) => commands::fdb::fdb(&client, command),
         Command::Monitor { json } => commands::monitor(&client, json),
+        Command::Brctl { arguments } => commands::brctl::brctl(&client, &arguments),
         Command::Demo => commands::demo::demo(),
     };
     match result {

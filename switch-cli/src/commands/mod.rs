@@ -1,5 +1,6 @@
 //! The commands, and what they share.
 
+pub mod brctl;
 pub mod demo;
 pub mod domain;
 pub mod fdb;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::spec::{AttachmentSpec, DEFAULT_DOMAIN, DomainSpec, Kind, PortSpec, SpecError};
+use super::spec::{AttachmentSpec, DEFAULT_DOMAIN, DomainSpec, DressSpec, Kind, PortSpec, SpecError};
 use crate::mac::MacAddr;
 
 /// Who asked for an object.
@@ -125,6 +125,9 @@ impl Desired {
                 let mut port = PortSpec::new(name, Kind::Tap);
                 port.mtu = Some(owned.spec.mtu);
                 port.domains = vec![AttachmentSpec::untagged(name)];
+                if owned.spec.transparent {
+                    port.domains[0].dress = DressSpec::Transparent;
+                }
                 all.insert(name.clone(), port);
             }
         }

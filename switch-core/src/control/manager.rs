@@ -20,7 +20,7 @@ use super::{
 use crate::{
     fdb::{self, Fdb, Flush},
     id::{DomainId, MAX_PORTS, PortId},
-    link::Links,
+    link::{Link, Links},
     mac::MacAddr,
     port::{Notifier, Opened, PortControl, PortRx, packet, tap},
     stats::Counter,
@@ -515,30 +515,31 @@ impl Manager {
         }
         let ports = self.desired.effective_ports();
         let namespaces: BTreeSet<Option<String>> = ports.values().map(|p| p.netns.clone()).collect();
-        let mut dropped = HashMap::new();
+        let mut devices = HashMap::new();
         for netns in namespaces {
             // A namespace that is gone has no devices to ask; its ports are waiting.
             let links = self.links.space(netns.as_deref()).and_then(|space| space.list()).unwrap_or_default();
             for link in links {
-                dropped.insert((netns.clone(), link.name), link.tx_dropped);
+                devices.insert((netns.clone(), link.name.clone()), link);
             }
         }
         ports
             .into_values()
             .map(|spec| {
-                let now = dropped.get(&(spec.netns.clone(), spec.device().to_owned())).copied();
-                self.port_view(spec, now)
+                let key = (spec.netns.clone(), spec.device().to_owned());
+                let link = devices.get(&key).filter(|_| spec.kind.is_device());
+                self.port_view(spec, link)
             })
             .collect()
     }
 
-    fn port_view(&self, spec: PortSpec, tx_dropped: Option<u64>) -> PortView {
+    fn port_view(&self, spec: PortSpec, link: Option<&Link>) -> PortView {
         let open = self.open.get(&spec.name);
         let totals = open.map(|o| o.shared.counters.total()).unwrap_or_default();
         // A packet port's device drops what the switch sends, not what it receives.
         let lost = open
-            .zip(tx_dropped.filter(|_| spec.kind == Kind::Tap))
-            .map_or(0, |(o, now)| now.saturating_sub(o.tx_dropped));
+            .zip(link.filter(|_| spec.kind == Kind::Tap))
+            .map_or(0, |(o, link)| link.tx_dropped.saturating_sub(o.tx_dropped));
         let mut counters: BTreeMap<String, u64> =
             Counter::ALL.iter().map(|c| (c.name().to_owned(), totals.get(*c))).collect();
         *counters.entry(Counter::RxLost.name().to_owned()).or_default() += lost;
@@ -551,6 +552,7 @@ impl Manager {
                 (None, false) => PortState::Down,
             },
             reason,
+            device_mac: link.and_then(|l| l.mac),
             fdb_entries: open.map_or(0, |o| self.switch.fdb().port_len(o.id)),
             counters,
             drops: DropReason::ALL
@@ -659,19 +661,27 @@ impl Manager {
         self.change(desired)
     }
 
-    /// Removes a domain that no port is attached to.
+    /// Removes a domain. `ports`: with the ports that are in no other domain; else it must have no members.
     ///
     /// # Errors
     /// It does not exist or has members; see also [`change`](Self::change).
-    pub fn del_domain(&mut self, name: &str) -> Result<Done, ManagerError> {
+    pub fn del_domain(&mut self, name: &str, ports: bool) -> Result<Done, ManagerError> {
         let mut desired = self.desired.clone();
         if desired.domains.remove(name).is_none() {
             return Err(ManagerError::NotFound(format!("there is no domain \"{name}\"; see: vswitch domain show")));
         }
+        let is_member = |p: &PortSpec| p.domains.iter().any(|a| a.domain == name);
+        if ports {
+            desired.ports.retain(|_, p| !is_member(&p.spec) || p.spec.domains.len() > 1);
+            for port in desired.ports.values_mut() {
+                port.spec.domains.retain(|a| a.domain != name);
+            }
+        }
+        // Ports may stay in `default`: it exists also when nobody asked for it.
         let members: Vec<_> = desired
             .ports
             .values()
-            .filter(|p| name != DEFAULT_DOMAIN && p.spec.domains.iter().any(|a| a.domain == name))
+            .filter(|p| name != DEFAULT_DOMAIN && is_member(&p.spec))
             .map(|p| p.spec.name.clone())
             .collect();
         if !members.is_empty() {
@@ -682,7 +692,8 @@ impl Manager {
             ))
             .into());
         }
-        desired.fdb.retain(|e| e.domain != name && e.port != name);
+        let left = desired.effective_ports();
+        desired.fdb.retain(|e| e.domain != name && left.contains_key(&e.port));
         self.change(desired)
     }
 }

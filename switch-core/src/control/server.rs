@@ -166,8 +166,18 @@ async fn change_domain(
     manager.change(desired).map(Json)
 }
 
-async fn del_domain(State(manager): State<Shared>, Name(name): Name<String>) -> Answer<Done> {
-    manager.lock().del_domain(&name).map(Json)
+#[derive(Deserialize)]
+struct WithPorts {
+    #[serde(default)]
+    ports: bool,
+}
+
+async fn del_domain(
+    State(manager): State<Shared>,
+    Name(name): Name<String>,
+    Query(with): Query<WithPorts>,
+) -> Answer<Done> {
+    manager.lock().del_domain(&name, with.ports).map(Json)
 }
 
 async fn fdb(State(manager): State<Shared>) -> Json<Vec<FdbView>> {

@@ -35,6 +35,9 @@ pub struct PortView {
     /// Why it is waiting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// The address of its netdev.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_mac: Option<MacAddr>,
     /// Learned and static addresses on it.
     pub fdb_entries: usize,
     /// Counters by name.

@@ -40,6 +40,9 @@ pub struct DomainSpec {
     /// A TAP of the domain's name carries the host's own address in it.
     #[serde(default)]
     pub host: bool,
+    /// Tags are payload for that TAP, as they are for a kernel bridge without VLAN filtering.
+    #[serde(default)]
+    pub transparent: bool,
     /// Addresses that the domain may learn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fdb_limit: Option<u32>,
@@ -55,6 +58,7 @@ impl DomainSpec {
             ageing: default_ageing(),
             group_fwd_mask: default_mask(),
             host: false,
+            transparent: false,
             fdb_limit: None,
         }
     }
@@ -69,10 +73,11 @@ impl DomainSpec {
             "ageing" => self.ageing = number(key, value)?,
             "group-fwd-mask" => self.group_fwd_mask = number(key, value)?,
             "host" => self.host = switch_value(key, value)?,
+            "transparent" => self.transparent = switch_value(key, value)?,
             "fdb-limit" => self.fdb_limit = Some(number(key, value)?),
             _ => {
                 return wrong(format!(
-                    "domain \"{}\": unknown key \"{key}\"; known: mtu ageing group-fwd-mask host fdb-limit",
+                    "domain \"{}\": unknown key \"{key}\"; known: mtu ageing group-fwd-mask host transparent fdb-limit",
                     self.name
                 ));
             }
