@@ -2,11 +2,11 @@
 
 use std::{
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     time::Duration,
 };
 
-use switch_core::mac::MacAddr;
+use switch_core::{mac::MacAddr, sys::raw::RawSocket};
 use vswitch_benches::{
     frames::{self, Sink, Stream},
     netns::{Namespace, exec, unique, wait_for},
@@ -109,6 +109,125 @@ fn data_arrives_unchanged_with_every_mix_of_offloads() {
     }
     let ports = lab.daemon.json(&["port", "show", "h1"]).expect("shown");
     assert!(ports[0]["counters"]["tx_segments"].as_u64() > Some(0), "segmentation was done in software: {ports}");
+}
+
+/// Sends datagrams through a socket that leaves cutting them up to the device (`UDP_SEGMENT`), and compares them.
+fn datagrams(lab: &Lab, from: usize, to: usize) {
+    const SIZE: usize = 1000;
+    const COUNT: usize = 20;
+    let address = format!("10.9.0.{}:0", to + 1);
+    let receiver = lab.hosts[to].run(|| UdpSocket::bind(address)).expect("namespace").expect("bind");
+    receiver.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+    let sender = lab.hosts[from].run(|| UdpSocket::bind("0.0.0.0:0")).expect("namespace").expect("bind");
+    nix::sys::socket::setsockopt(&sender, nix::sys::socket::sockopt::UdpGsoSegment, &(SIZE as i32))
+        .expect("UDP_SEGMENT");
+    let data: Vec<u8> = (0..COUNT * SIZE - 100).map(|i| (i * 7 + i / SIZE) as u8).collect();
+    sender.send_to(&data, receiver.local_addr().expect("bound")).expect("sent");
+    let mut buffer = [0; 65_536];
+    for part in data.chunks(SIZE) {
+        let n = receiver.recv(&mut buffer).expect("every datagram arrives");
+        assert!(buffer[..n] == *part, "from {from} to {to}: a datagram of {n} bytes");
+    }
+}
+
+#[test]
+fn segmented_datagrams_arrive_unchanged_with_every_mix_of_offloads() {
+    let lab = Lab::new(&["", ",offload=off", ""], &[]);
+    for (from, to) in [(0, 1), (1, 0), (0, 2), (1, 2), (2, 1)] {
+        assert!(lab.pings(from, to));
+        datagrams(&lab, from, to);
+    }
+}
+
+#[test]
+fn a_stream_keeps_its_order_over_several_queues_and_workers() {
+    let lab = Lab::new(&[",queues=2", ",queues=2"], &["--workers", "2"]);
+    assert!(lab.pings(0, 1));
+    let stream = Stream { dst: lab.mac(1), src: lab.mac(0), bytes: 200, rate: 10_000 };
+    let sink = Sink::start(&lab.hosts[1], "eth0").expect("sink");
+    let sent = frames::send(&lab.hosts[0], "eth0", &stream, Duration::from_secs(1)).expect("sent");
+    wait_for("all frames are there", PATIENCE, || sink.received() >= sent).expect("nothing is lost at this rate");
+    let tally = sink.finish().expect("sink");
+    assert_eq!((tally.received, tally.reordered, tally.duplicated, tally.corrupted), (sent, 0, 0, 0));
+}
+
+#[test]
+fn a_link_that_is_set_down_is_down_on_both_sides() {
+    let lab = Lab::new(&["", ""], &[]);
+    let carrier = || lab.hosts[0].exec(&["cat", "/sys/class/net/eth0/carrier"]).expect("up").trim().to_owned();
+    let state = || lab.daemon.json(&["port", "show", "h0"]).expect("shown")[0].clone();
+    assert_eq!(carrier(), "1");
+    lab.daemon.cli(&["port", "set", "h0", "link=down"]).expect("set");
+    assert_eq!((carrier(), state()["state"].clone()), ("0".to_owned(), "down".into()));
+    lab.daemon.cli(&["port", "set", "h0", "link=up"]).expect("set");
+    assert_eq!(carrier(), "1");
+    assert!(lab.pings(0, 1));
+    // The other way round: the host sets its end down, and the port says so.
+    lab.hosts[0].exec(&["ip", "link", "set", "eth0", "down"]).expect("set");
+    wait_for("the port notices", PATIENCE, || state()["state"] == "waiting").expect("noticed");
+    assert!(state()["reason"].as_str().expect("a reason").contains("ip link set eth0 up"));
+    lab.hosts[0].exec(&["ip", "link", "set", "eth0", "up"]).expect("set");
+    wait_for("the port is up again", PATIENCE, || state()["state"] == "up").expect("up");
+    assert!(lab.pings(1, 0));
+}
+
+#[test]
+fn the_host_has_its_address_on_the_host_port() {
+    let lab = Lab::new(&[""], &[]);
+    let name = unique("vd");
+    lab.daemon.cli(&["domain", "add", &name, "host=on"]).expect("added");
+    lab.daemon.cli(&["port", "detach", "h0", "default"]).expect("detached");
+    lab.daemon.cli(&["port", "attach", "h0", &name]).expect("attached");
+    // A subnet of its own for every run: tests share the host's namespace.
+    let net = std::process::id() % 200 + 20;
+    exec(&["ip", "address", "add", &format!("10.233.{net}.1/24"), "dev", &name]).expect("the TAP is in the host");
+    lab.hosts[0].exec(&["ip", "address", "add", &format!("10.233.{net}.2/24"), "dev", "eth0"]).expect("set");
+    assert!(ping(&lab.hosts[0], &format!("10.233.{net}.1"), 3, false).expect("ping runs").received > 0);
+    lab.daemon.cli(&["port", "detach", "h0", &name]).expect("detached");
+    lab.daemon.cli(&["domain", "del", &name]).expect("removed");
+    assert!(exec(&["ip", "link", "show", &name]).is_err(), "the host port goes with its domain");
+}
+
+#[test]
+fn a_tag_that_a_host_sends_takes_it_nowhere() {
+    // h0 is in red only; h1 is the trunk: red untagged, blue with tag 10; h2 is in blue.
+    let lab = Lab::new(
+        &[",domain=red", ",domain=red,domain=blue:tag=10", ",domain=blue"],
+        &["--domain", "red", "--domain", "blue"],
+    );
+    let plain = frames::build(MacAddr::BROADCAST, MacAddr([2, 0, 0, 0, 0, 9]), 100, 1);
+    let behind = |tags: &[u8]| [&plain[..12], tags, &plain[12..]].concat();
+    let sockets: Vec<RawSocket> = (1..3)
+        .map(|host| {
+            let socket = lab.hosts[host].run(|| RawSocket::open("eth0", true)).expect("namespace").expect("opened");
+            socket.set_timeout(Duration::from_millis(50)).expect("set");
+            socket
+        })
+        .collect();
+    let sender = lab.hosts[0].run(|| RawSocket::open("eth0", false)).expect("namespace").expect("opened");
+    let attempts = [
+        behind(&[0x81, 0, 0, 10]),
+        behind(&[0x88, 0xa8, 0, 10]),
+        behind(&[0x81, 0, 0, 0, 0x81, 0, 0, 10]),
+        behind(&[0x81, 0, 0, 0, 0x88, 0xa8, 0, 10]),
+        behind(&[0x81, 0, 0, 10, 0x81, 0, 0, 10]),
+    ];
+    sender.send(&attempts).expect("sent");
+    // The last one is legitimate: what was sent before it has been judged when it arrives.
+    sender.send(&[plain.clone()]).expect("sent");
+    let mut seen: Vec<Vec<u8>> = Vec::new();
+    let [mut trunk, mut blue]: [RawSocket; 2] = sockets.try_into().expect("two sockets");
+    wait_for("the plain frame", PATIENCE, || {
+        trunk.receive(|f| seen.extend((f[6..12] == plain[6..12]).then(|| f.to_vec()))).expect("read");
+        !seen.is_empty()
+    })
+    .expect("it arrives");
+    blue.receive(|f| seen.extend((f[6..12] == plain[6..12]).then(|| f.to_vec()))).expect("read");
+    assert_eq!(seen, [plain], "nothing else leaves on the trunk, and nothing reaches blue");
+    let count = |port: &str, reason: &str| {
+        lab.daemon.json(&["port", "show", port]).expect("shown")[0]["drops"][reason].as_u64().unwrap_or(0)
+    };
+    assert_eq!((count("h0", "tag_not_allowed"), count("h1", "ambiguous_tag")), (3, 2));
 }
 
 #[test]
