@@ -103,11 +103,15 @@ impl Switch {
             command.args(["--port", port]);
         }
         // A process group of its own: Ctrl-C reaches it through the drop below, after the namespaces are done with.
-        let child = command.env("VSWITCH_LOG", "warn").stdin(Stdio::null()).process_group(0).spawn()?;
+        let child = command.env("VSWITCH_LOG", "error").stdin(Stdio::null()).process_group(0).spawn()?;
         let switch = Switch { child, directory };
         wait_for("the switch answers", Duration::from_secs(10), || {
             switch.client().get::<Vec<PortView>>("/v1/ports").is_ok()
         })?;
+        let ports: Vec<PortView> = switch.client().get("/v1/ports")?;
+        if let Some(reason) = ports.into_iter().find_map(|port| port.reason) {
+            bail!("{reason}");
+        }
         Ok(switch)
     }
 

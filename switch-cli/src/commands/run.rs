@@ -1,6 +1,6 @@
 //! `vswitch run`: the daemon, in the foreground.
 
-use std::{path::Path, sync::Arc};
+use std::{io::IsTerminal, path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
 use switch_core::{
@@ -23,6 +23,7 @@ use crate::args::{Poll, Run};
 pub fn run(api: &Path, args: Run) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("VSWITCH_LOG").unwrap_or_else(|_| "info".into()))
         .init();

@@ -95,6 +95,11 @@ pub enum TapError {
         "cannot open TAP \"{0}\": permission denied; run as root or grant CAP_NET_ADMIN, or make the device with: ip tuntap add {0} mode tap user $USER"
     )]
     Permission(String),
+    /// The device node is closed to this user.
+    #[error(
+        "cannot open TAP \"{0}\": this user may not open /dev/net/tun; run as root, or open it to all as udev does: chmod 0666 /dev/net/tun"
+    )]
+    Node(String),
     /// Somebody else has it.
     #[error("cannot open TAP \"{0}\": device is busy (held by another process); find it with: fuser -v /dev/net/tun")]
     Busy(String),
@@ -130,7 +135,8 @@ fn name_the_mend(config: &TapConfig, error: io::Error) -> TapError {
     let name = config.device.clone();
     match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoTun(name),
-        Some(libc::EPERM | libc::EACCES) => TapError::Permission(name),
+        Some(libc::EACCES) => TapError::Node(name),
+        Some(libc::EPERM) => TapError::Permission(name),
         Some(libc::EBUSY) => TapError::Busy(name),
         Some(libc::EINVAL) => TapError::Mismatch(name, if config.queues > 1 { "without" } else { "with" }),
         Some(libc::EMFILE | libc::ENFILE) => TapError::Files(name),
