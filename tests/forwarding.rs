@@ -325,17 +325,21 @@ fn two_busy_queues_of_one_worker_are_parted_and_keep_their_order() {
     exchange(&bench, &[(3, frame(MacAddr::BROADCAST, mac(4), &IP))]);
     let before: u64 = (0..4).map(|p| bench.totals(p).get(Counter::RxFrames)).sum();
     let mut sent = 0u32;
-    let mut moved = None;
-    for _ in 0..40 {
-        for _ in 0..1000 {
+    let send = |bench: &Bench, sent: &mut u32, count: u32| {
+        for _ in 0..count {
             for (port, host) in [(0, 1), (2, 3)] {
                 let bytes = frame(mac(4), mac(host), &[&IP[..], &sent.to_be_bytes()].concat());
                 bench.ports[port].peer.send(&bytes);
             }
-            sent += 1;
+            *sent += 1;
         }
-        moved = moved.or(bench.switch.balance().expect("workers live"));
-    }
+    };
+    send(&bench, &mut sent, 6000);
+    bench.settle(before + 2 * u64::from(sent)).expect("judged");
+    // The move comes in the middle of these.
+    send(&bench, &mut sent, 1000);
+    let moved = bench.switch.balance().expect("workers live");
+    send(&bench, &mut sent, 1000);
     let (port, ..) = moved.expect("one of the two has moved");
     assert!([0, 2].contains(&port.index()));
     assert_ne!(worker(&bench, 0), worker(&bench, 2));
