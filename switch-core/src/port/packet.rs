@@ -4,13 +4,17 @@
 //! we like it or not, so what is owed must be known. `offload=off` only means that the port is given complete frames.
 //! The kernel takes the outer VLAN tag off; it is put back, because tags decide the domain.
 //!
-//! The host's own stack still sees the device: give it no address, or the host answers beside the switch.
+//! The host's own stack is held off the device by its [guard](super::guard).
 //!
 //! A device that goes down or away ends the port, which then waits until it is up again.
 
 use std::{io, os::fd::RawFd, sync::Arc};
 
-use super::{Opened, PortRx, PortTx, QueuePair, RxStatus, Sent, netdev::Netdev};
+use super::{
+    Opened, PortRx, PortTx, QueuePair, RxStatus, Sent,
+    guard::{GuardError, Guards, MARK},
+    netdev::Netdev,
+};
 use crate::{
     batch::{Batch, HEAD_BYTES},
     egress::Egress,
@@ -24,7 +28,7 @@ use crate::{
 };
 
 /// How a netdev is taken as a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct PacketConfig {
     /// The device's name.
     pub device: String,
@@ -32,6 +36,8 @@ pub struct PacketConfig {
     pub netns: Option<String>,
     /// Checksums and segmentation may be left to the device.
     pub offload: bool,
+    /// Who holds the host off the device; `None`: it may go on using it.
+    pub guards: Option<Arc<Guards>>,
 }
 
 /// Why a netdev cannot be a port, and what to do about it.
@@ -48,6 +54,9 @@ pub enum PacketError {
         "cannot open a packet socket on \"{0}\": permission denied; run as root or grant CAP_NET_RAW and CAP_NET_ADMIN"
     )]
     Permission(String),
+    /// The host cannot be held off.
+    #[error("cannot keep the host off \"{0}\": {1}")]
+    Guard(String, GuardError),
     /// Anything else.
     #[error("cannot open a packet socket on \"{0}\": {1}")]
     Other(String, io::Error),
@@ -69,15 +78,20 @@ pub fn open(config: &PacketConfig, links: &Links) -> Result<Opened, PacketError>
     if !link.up {
         return Err(PacketError::Down(name(), place()));
     }
+    let guard = match &config.guards {
+        Some(guards) => Some(guards.guard(namespace, &link).map_err(|e| PacketError::Guard(name(), e))?),
+        None => None,
+    };
     let index = link.index;
+    let mark = guard.is_some().then_some(MARK);
     let socket =
-        netns::run_in(namespace, || PacketSocket::open(index)).and_then(|opened| opened).map_err(|e| {
-            match e.raw_os_error() {
-                Some(libc::EPERM | libc::EACCES) => PacketError::Permission(name()),
-                Some(libc::ENODEV | libc::ENXIO) => PacketError::Missing(name(), place()),
-                Some(libc::ENETDOWN) => PacketError::Down(name(), place()),
-                _ => PacketError::Other(name(), e),
-            }
+        netns::run_in(namespace, || PacketSocket::open(index, mark)).and_then(|opened| opened).map_err(|e| match e
+            .raw_os_error()
+        {
+            Some(libc::EPERM | libc::EACCES) => PacketError::Permission(name()),
+            Some(libc::ENODEV | libc::ENXIO) => PacketError::Missing(name(), place()),
+            Some(libc::ENETDOWN) => PacketError::Down(name(), place()),
+            _ => PacketError::Other(name(), e),
         })?;
     let socket = Arc::new(socket);
     let capabilities = if config.offload {
@@ -87,7 +101,7 @@ pub fn open(config: &PacketConfig, links: &Links) -> Result<Opened, PacketError>
     };
     let rx = PacketRx { socket: Arc::clone(&socket), truncated: 0 };
     let tx = PacketTx { socket, capabilities };
-    let control = Netdev { space, device: name(), wire: true, on_link: None, keep: Box::new(()) };
+    let control = Netdev { space, device: name(), wire: true, on_link: None, keep: Box::new(guard) };
     Ok(Opened { queues: vec![QueuePair { rx: Box::new(rx), tx: Box::new(tx) }], control: Box::new(control) })
 }
 

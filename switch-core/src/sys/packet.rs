@@ -67,11 +67,11 @@ pub struct Received {
 
 impl PacketSocket {
     /// Opens a socket for a device of the calling thread's namespace: promiscuous while the socket lives, with
-    /// virtio-net headers, blind to what is sent.
+    /// virtio-net headers, blind to what is sent. Frames that it sends have the mark.
     ///
     /// # Errors
     /// Not permitted, or the device is gone.
-    pub fn open(index: u32) -> io::Result<PacketSocket> {
+    pub fn open(index: u32, mark: Option<u32>) -> io::Result<PacketSocket> {
         let flags = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // Protocol 0 receives nothing until the bind, so that no frame of another device slips in.
         // SAFETY: a plain system call; the result is checked and owned at once.
@@ -89,6 +89,9 @@ impl PacketSocket {
         set(raw, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, &on)?;
         set(raw, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &BUFFER_BYTES)?;
         set(raw, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &BUFFER_BYTES)?;
+        if let Some(mark) = mark {
+            set(raw, libc::SOL_SOCKET, libc::SO_MARK, &mark)?;
+        }
         let member = libc::packet_mreq {
             mr_ifindex: index.cast_signed(),
             mr_type: libc::PACKET_MR_PROMISC as u16,
