@@ -16,7 +16,7 @@ use super::{
     netdev::Netdev,
 };
 use crate::{
-    batch::{Batch, HEAD_BYTES},
+    batch::{BATCH_FRAMES, BURST_FRAMES, Batch, Burst, HEAD_BYTES},
     egress::Egress,
     frame::{
         offload::{Capabilities, Gso, Offload, VNET_HDR_BYTES},
@@ -24,8 +24,11 @@ use crate::{
     },
     link::Links,
     netns,
-    sys::packet::PacketSocket,
+    sys::packet::{PacketSocket, Received},
 };
+
+/// Frames received at once while they are longer than a slot.
+const LONG_BURST: usize = 4;
 
 /// How a netdev is taken as a port.
 #[derive(Clone, Debug)]
@@ -99,7 +102,7 @@ pub fn open(config: &PacketConfig, links: &Links) -> Result<Opened, PacketError>
     } else {
         Capabilities::NONE
     };
-    let rx = PacketRx { socket: Arc::clone(&socket), truncated: 0 };
+    let rx = PacketRx::new(Arc::clone(&socket));
     let tx = PacketTx { socket, capabilities };
     let control = Netdev { space, device: name(), wire: true, on_link: None, keep: Box::new(guard) };
     Ok(Opened { queues: vec![QueuePair { rx: Box::new(rx), tx: Box::new(tx) }], control: Box::new(control) })
@@ -107,18 +110,50 @@ pub fn open(config: &PacketConfig, links: &Links) -> Result<Opened, PacketError>
 
 struct PacketRx {
     socket: Arc<PacketSocket>,
+    received: [Received; BURST_FRAMES],
+    /// Frames to ask for at once: few while they are long, so that a batch of them stays in the cache.
+    burst: usize,
     truncated: u64,
+}
+
+impl PacketRx {
+    fn new(socket: Arc<PacketSocket>) -> PacketRx {
+        PacketRx { socket, received: [Received::default(); BURST_FRAMES], burst: BURST_FRAMES, truncated: 0 }
+    }
+
+    /// Accepts the frame of this index of a burst.
+    fn accept(&mut self, batch: &mut Batch, burst: Burst, index: usize) {
+        let received = &self.received[index];
+        if received.truncated {
+            self.truncated += 1;
+            return;
+        }
+        // An unknown type is carried on as the one that is always refused, so that it is counted.
+        let mut offload = Offload::decode(&received.header).unwrap_or(Offload { gso: Gso::Ufo, ..Offload::NONE });
+        let mut len = received.len;
+        if let Some(tag) = received.tag {
+            let (slot, overflow) = batch.burst_buffer(burst, index);
+            if restore_tag(&mut slot[VNET_HDR_BYTES..], overflow, len, tag) {
+                len += TAG_BYTES;
+                offload = offload.shifted(TAG_BYTES as i16);
+            }
+        }
+        batch.push_burst(burst, index, len).offload = offload;
+    }
 }
 
 impl PortRx for PacketRx {
     fn rx(&mut self, batch: &mut Batch) -> RxStatus {
         while batch.has_room() {
-            let (slot, overflow) = batch.receive_buffers();
-            let head = &mut slot[VNET_HDR_BYTES..];
+            let burst = batch.begin_burst();
+            let asked = self.burst.min(BATCH_FRAMES - batch.len());
             // The last bytes stay free for a tag that is put back.
-            let room = overflow.len() - TAG_BYTES;
-            let received = match self.socket.receive(head, &mut overflow[..room]) {
-                Ok(received) => received,
+            let buffers = batch.burst_buffers(burst).take(asked).map(|(slot, overflow)| {
+                let room = overflow.len() - TAG_BYTES;
+                (slot, &mut overflow[..room])
+            });
+            let n = match self.socket.receive(buffers, &mut self.received) {
+                Ok(n) => n,
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => continue,
                     Some(libc::ENETDOWN | libc::ENXIO | libc::ENODEV | libc::EBADF) => return RxStatus::Gone,
@@ -126,20 +161,14 @@ impl PortRx for PacketRx {
                     _ => return RxStatus::Drained,
                 },
             };
-            if received.truncated {
-                self.truncated += 1;
-                continue;
+            let long = self.received[..n].iter().any(|received| received.len > HEAD_BYTES);
+            self.burst = if long { LONG_BURST } else { BURST_FRAMES };
+            for index in 0..n {
+                self.accept(batch, burst, index);
             }
-            // An unknown type is carried on as the one that is always refused, so that it is counted.
-            let mut offload = Offload::decode(&received.header).unwrap_or(Offload { gso: Gso::Ufo, ..Offload::NONE });
-            let mut len = received.len;
-            if let Some(tag) = received.tag
-                && restore_tag(head, overflow, len, tag)
-            {
-                len += TAG_BYTES;
-                offload = offload.shifted(TAG_BYTES as i16);
+            if n < asked {
+                return RxStatus::Drained;
             }
-            batch.push_received(len).offload = offload;
         }
         RxStatus::More
     }

@@ -1,12 +1,16 @@
-//! AF_PACKET sockets as ports: options that no crate offers, a receive that says what the kernel took off the frame, and
-//! a send of many frames per call.
+//! AF_PACKET sockets as ports: options that no crate offers, a receive that says what the kernel took off the frames,
+//! and many frames per call both ways.
 
 use std::{
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
 };
 
-use crate::{egress::OutFrame, frame::offload::VNET_HDR_BYTES, frame::vlan::OuterTag};
+use crate::{
+    batch::BURST_FRAMES,
+    egress::OutFrame,
+    frame::{offload::VNET_HDR_BYTES, vlan::OuterTag},
+};
 
 /// Frames per send.
 const BURST: usize = 64;
@@ -34,7 +38,12 @@ struct AuxData {
 
 /// Room for one control message with an [`AuxData`], aligned as the kernel's header wants it.
 #[repr(C, align(8))]
-struct Control([u8; 64]);
+#[derive(Clone, Copy)]
+struct Control([u8; CONTROL_BYTES]);
+
+const CONTROL_BYTES: usize = 48;
+// SAFETY: CMSG_SPACE only computes.
+const _: () = assert!(unsafe { libc::CMSG_SPACE(size_of::<AuxData>() as u32) } as usize <= CONTROL_BYTES);
 
 fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -52,8 +61,8 @@ pub struct PacketSocket {
     header: usize,
 }
 
-/// What [`PacketSocket::receive`] got.
-#[derive(Clone, Copy, Debug)]
+/// One frame that [`PacketSocket::receive`] got.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Received {
     /// Bytes of the frame in the buffers.
     pub len: usize,
@@ -115,38 +124,58 @@ impl PacketSocket {
         self.fd.as_raw_fd()
     }
 
-    /// Receives one frame into two buffers, one after the other.
+    /// Receives as many frames as wait and as there are buffers, [`BURST_FRAMES`] at most; returns how many. Each begins
+    /// in its first buffer after [`VNET_HDR_BYTES`] bytes (what is in those, [`Received::header`] says) and goes on in
+    /// the second. Fewer than there are buffers: nothing more waits.
     ///
     /// # Errors
     /// As the kernel says; `WouldBlock` when nothing waits, `ENETDOWN` once after the device went down or away.
     #[inline]
-    pub fn receive(&self, first: &mut [u8], second: &mut [u8]) -> io::Result<Received> {
-        let mut header = [0u8; VNET_HDR_BYTES];
-        let room = self.header + first.len() + second.len();
-        let mut parts = [
-            libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: self.header },
-            libc::iovec { iov_base: first.as_mut_ptr().cast(), iov_len: first.len() },
-            libc::iovec { iov_base: second.as_mut_ptr().cast(), iov_len: second.len() },
-        ];
-        let mut control = Control([0; 64]);
-        // SAFETY: all-zero bytes are a valid msghdr.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        message.msg_iov = parts.as_mut_ptr();
-        message.msg_iovlen = parts.len();
-        message.msg_control = (&raw mut control).cast();
-        message.msg_controllen = size_of::<Control>();
-        // SAFETY: every part is an exclusively borrowed buffer of the given length, the control buffer is as long as
-        // the header says, and all of them outlive the call.
-        let n = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, 0) };
-        if n < 0 {
-            return Err(io::Error::last_os_error());
+    pub fn receive<'a>(
+        &self,
+        buffers: impl Iterator<Item = (&'a mut [u8], &'a mut [u8])>,
+        into: &mut [Received; BURST_FRAMES],
+    ) -> io::Result<usize> {
+        let mut parts = [[NO_PART; 2]; BURST_FRAMES];
+        let mut controls = [Control([0; CONTROL_BYTES]); BURST_FRAMES];
+        // SAFETY: all-zero bytes are a valid mmsghdr.
+        let mut messages: [libc::mmsghdr; BURST_FRAMES] = unsafe { std::mem::zeroed() };
+        let mut count = 0;
+        for (((first, second), parts), (control, message)) in
+            buffers.zip(&mut parts).zip(controls.iter_mut().zip(&mut messages))
+        {
+            // The header ends where the frame begins.
+            let first = &mut first[VNET_HDR_BYTES - self.header..];
+            parts[0] = libc::iovec { iov_base: first.as_mut_ptr().cast(), iov_len: first.len() };
+            parts[1] = libc::iovec { iov_base: second.as_mut_ptr().cast(), iov_len: second.len() };
+            message.msg_hdr.msg_iov = parts.as_mut_ptr();
+            message.msg_hdr.msg_iovlen = parts.len();
+            message.msg_hdr.msg_control = (&raw mut *control).cast();
+            message.msg_hdr.msg_controllen = size_of::<Control>();
+            count += 1;
         }
-        Ok(Received {
-            len: (n as usize).min(room).saturating_sub(self.header),
-            truncated: message.msg_flags & libc::MSG_TRUNC != 0,
-            tag: tag_of(&message),
-            header,
-        })
+        // SAFETY: each of the first `count` messages points to two parts, every part to an exclusively borrowed buffer
+        // of the given length, and to a control buffer as long as it says; all of them outlive the call.
+        let n = unsafe { libc::recvmmsg(self.fd.as_raw_fd(), messages.as_mut_ptr(), count, 0, std::ptr::null_mut()) };
+        let n = checked(n)? as usize;
+        for ((message, parts), received) in messages[..n].iter().zip(&parts).zip(into.iter_mut()) {
+            let mut header = [0; VNET_HDR_BYTES];
+            let bytes = message.msg_len as usize;
+            if bytes >= self.header {
+                // SAFETY: the kernel wrote at least so many bytes to the first part, which is longer, and whose buffer
+                // is borrowed until the function returns.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(parts[0].iov_base.cast(), header.as_mut_ptr(), self.header);
+                }
+            }
+            *received = Received {
+                len: bytes.saturating_sub(self.header),
+                truncated: message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+                tag: tag_of(&message.msg_hdr),
+                header,
+            };
+        }
+        Ok(n)
     }
 
     /// Sends as many frames as go into one system call; returns how many the kernel took. The error is the first
