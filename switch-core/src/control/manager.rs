@@ -749,6 +749,7 @@ fn open_device(spec: &PortSpec, links: &Links, guards: &Arc<Guards>) -> Result<O
             let config = packet::PacketConfig {
                 device: spec.device().to_owned(),
                 netns: spec.netns.clone(),
+                queues: spec.queues,
                 offload: spec.offload,
                 guards: spec.guarded().then(|| Arc::clone(guards)),
             };

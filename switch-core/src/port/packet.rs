@@ -4,6 +4,8 @@
 //! we like it or not, so what is owed must be known. `offload=off` only means that the port is given complete frames.
 //! The kernel takes the outer VLAN tag off; it is put back, because tags decide the domain.
 //!
+//! With several queues there are as many sockets; the kernel gives all of a flow to one of them.
+//!
 //! The host's own stack is held off the device by its [guard](super::guard).
 //!
 //! A device that goes down or away ends the port, which then waits until it is up again.
@@ -37,6 +39,8 @@ pub struct PacketConfig {
     pub device: String,
     /// The namespace that it is in.
     pub netns: Option<String>,
+    /// Queues (pairs).
+    pub queues: u16,
     /// Checksums and segmentation may be left to the device.
     pub offload: bool,
     /// Who holds the host off the device; `None`: it may go on using it.
@@ -87,25 +91,29 @@ pub fn open(config: &PacketConfig, links: &Links) -> Result<Opened, PacketError>
     };
     let index = link.index;
     let mark = guard.is_some().then_some(MARK);
-    let socket =
-        netns::run_in(namespace, || PacketSocket::open(index, mark)).and_then(|opened| opened).map_err(|e| match e
-            .raw_os_error()
-        {
+    let sockets = netns::run_in(namespace, || PacketSocket::open_many(index, mark, config.queues))
+        .and_then(|opened| opened)
+        .map_err(|e| match e.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => PacketError::Permission(name()),
             Some(libc::ENODEV | libc::ENXIO) => PacketError::Missing(name(), place()),
             Some(libc::ENETDOWN) => PacketError::Down(name(), place()),
             _ => PacketError::Other(name(), e),
         })?;
-    let socket = Arc::new(socket);
     let capabilities = if config.offload {
         Capabilities::CSUM.with(Capabilities::TSO4).with(Capabilities::TSO6).with(Capabilities::ECN)
     } else {
         Capabilities::NONE
     };
-    let rx = PacketRx::new(Arc::clone(&socket));
-    let tx = PacketTx { socket, capabilities };
+    let queues = sockets
+        .into_iter()
+        .map(|socket| {
+            let socket = Arc::new(socket);
+            let rx = PacketRx::new(Arc::clone(&socket));
+            QueuePair { rx: Box::new(rx), tx: Box::new(PacketTx { socket, capabilities }) }
+        })
+        .collect();
     let control = Netdev { space, device: name(), wire: true, on_link: None, keep: Box::new(guard) };
-    Ok(Opened { queues: vec![QueuePair { rx: Box::new(rx), tx: Box::new(tx) }], control: Box::new(control) })
+    Ok(Opened { queues, control: Box::new(control) })
 }
 
 struct PacketRx {

@@ -20,6 +20,7 @@ const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 const PACKET_VNET_HDR_SZ: libc::c_int = 24;
 /// The header without `num_buffers`, which is all that older kernels know.
 const SHORT_HDR_BYTES: usize = 10;
+const PACKET_FANOUT_FLAG_IGNORE_OUTGOING: u32 = 0x4000;
 const BUFFER_BYTES: libc::c_int = 16 << 20;
 const NO_PART: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
@@ -50,8 +51,32 @@ fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
 }
 
 fn set<T>(fd: RawFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
-    // SAFETY: the kernel reads at most the size of the borrowed value; all callers pass plain C structs or ints.
+    // SAFETY: the kernel reads at most the size of the borrowed value; all callers pass plain C structs or ints, and what
+    // a pointer in one points to is borrowed until the call is over.
     checked(unsafe { libc::setsockopt(fd, level, option, (&raw const *value).cast(), size_of::<T>() as u32) }).map(drop)
+}
+
+const fn step(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code, jt, jf, k }
+}
+
+/// Takes no frame.
+const NOTHING: [libc::sock_filter; 1] = [step(0x06, 0, 0, 0)];
+/// Takes what was not sent from here. A group of sockets that an older kernel made sees that too, whatever its members
+/// have set.
+const INCOMING: [libc::sock_filter; 4] = [
+    // A = packet type (SKF_AD_OFF + SKF_AD_PKTTYPE)
+    step(0x30, 0, 0, 0xffff_f004),
+    // if A == PACKET_OUTGOING
+    step(0x15, 0, 1, 4),
+    step(0x06, 0, 0, 0),
+    step(0x06, 0, 0, u32::MAX),
+];
+
+fn set_filter(fd: RawFd, steps: &[libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_ptr().cast_mut() };
+    // The kernel copies the steps, which are only read.
+    set(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
 }
 
 /// A socket that takes all that a device receives, and the length of its virtio-net header.
@@ -75,12 +100,57 @@ pub struct Received {
 }
 
 impl PacketSocket {
+    /// Opens several sockets for a device, among which the kernel divides what it receives: both directions of a flow
+    /// come to the same one. See [`open`](Self::open).
+    ///
+    /// # Errors
+    /// As there; or the kernel knows no such groups.
+    pub fn open_many(index: u32, mark: Option<u32>, queues: u16) -> io::Result<Vec<PacketSocket>> {
+        if queues <= 1 {
+            return Ok(vec![PacketSocket::open(index, mark)?]);
+        }
+        // Until all are in the group each would get every frame, so they take none before.
+        let sockets: Vec<PacketSocket> =
+            (0..queues).map(|_| PacketSocket::open_filtered(index, mark, Some(&NOTHING))).collect::<io::Result<_>>()?;
+        let flags = (libc::PACKET_FANOUT_HASH | PACKET_FANOUT_FLAG_IGNORE_OUTGOING) << 16;
+        let mut group = libc::PACKET_FANOUT_FLAG_UNIQUEID << 16;
+        for socket in &sockets {
+            set(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_FANOUT, &(group | flags))?;
+            group = socket.group()?;
+        }
+        for socket in &sockets {
+            set_filter(socket.as_raw_fd(), &INCOMING)?;
+        }
+        Ok(sockets)
+    }
+
+    /// The number of the group that the socket is in.
+    fn group(&self) -> io::Result<u32> {
+        let mut value = 0u32;
+        let mut len = size_of_val(&value) as libc::socklen_t;
+        // SAFETY: the kernel writes one int.
+        checked(unsafe {
+            libc::getsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_FANOUT,
+                (&raw mut value).cast(),
+                &raw mut len,
+            )
+        })?;
+        Ok(value & 0xffff)
+    }
+
     /// Opens a socket for a device of the calling thread's namespace: promiscuous while the socket lives, with
     /// virtio-net headers, blind to what is sent. Frames that it sends have the mark.
     ///
     /// # Errors
     /// Not permitted, or the device is gone.
     pub fn open(index: u32, mark: Option<u32>) -> io::Result<PacketSocket> {
+        PacketSocket::open_filtered(index, mark, None)
+    }
+
+    fn open_filtered(index: u32, mark: Option<u32>, filter: Option<&[libc::sock_filter]>) -> io::Result<PacketSocket> {
         let flags = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // Protocol 0 receives nothing until the bind, so that no frame of another device slips in.
         // SAFETY: a plain system call; the result is checked and owned at once.
@@ -98,6 +168,9 @@ impl PacketSocket {
         set(raw, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, &on)?;
         set(raw, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &BUFFER_BYTES)?;
         set(raw, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &BUFFER_BYTES)?;
+        if let Some(filter) = filter {
+            set_filter(raw, filter)?;
+        }
         if let Some(mark) = mark {
             set(raw, libc::SOL_SOCKET, libc::SO_MARK, &mark)?;
         }

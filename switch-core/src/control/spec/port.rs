@@ -278,12 +278,6 @@ impl PortSpec {
         if self.queues == 0 || self.queues > MAX_QUEUES {
             return wrong(format!("port \"{name}\": queues={}: use 1 to {MAX_QUEUES}", self.queues));
         }
-        if self.kind == Kind::Packet && self.queues != 1 {
-            return wrong(format!(
-                "port \"{name}\": queues={}: a packet port has one queue; leave queues= out",
-                self.queues
-            ));
-        }
         let device = self.device();
         if self.kind.is_device() && (device.is_empty() || device.len() > MAX_DEVICE_NAME) {
             return wrong(format!(
