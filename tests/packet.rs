@@ -6,11 +6,23 @@ use std::{
     time::Duration,
 };
 
-use switch_core::{mac::MacAddr, sys::raw::RawSocket};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+use switch_core::{
+    batch::Batch,
+    frame::offload::VNET_HDR_BYTES,
+    mac::MacAddr,
+    sys::{
+        packet::{PacketSocket, Received},
+        raw::RawSocket,
+    },
+};
 use vswitch_benches::{
     frames,
     netns::{Namespace, wait_for},
-    tools::ping,
+    tools::{installed, ping},
 };
 use vswitch_tests::{Daemon, PATIENCE};
 
@@ -201,4 +213,153 @@ fn a_port_waits_for_its_device_and_comes_back_with_it() {
     lab.hosts[0].configure("eth0", &["10.8.0.1/24"]).expect("configured");
     wait_for("the port is up again", PATIENCE, || lab.state("h0") == "up").expect("up");
     assert!(lab.pings(0, 1) && lab.pings(1, 0));
+}
+
+/// A UDP datagram of a flow, with a number.
+fn datagram(flow: u8, number: u32) -> Vec<u8> {
+    let mut frame = vec![0; 60];
+    frame[..14].copy_from_slice(&[2, 0, 0, 0, 8, 2, 2, 0, 0, 0, 8, 1, 8, 0]);
+    frame[14..34].copy_from_slice(&[0x45, 0, 0, 46, 0, 0, 0, 0, 9, 17, 0, 0, 10, 8, 0, 1, 10, 8, 0, 2]);
+    frame[34..42].copy_from_slice(&[0x40, flow, 0x50, 0, 0, 26, 0, 0]);
+    frame[42] = flow;
+    frame[43..47].copy_from_slice(&number.to_be_bytes());
+    frame
+}
+
+fn numbered(frame: &[u8]) -> Option<(u8, u32)> {
+    let ours = frame.len() >= 60 && frame[6..14] == [2, 0, 0, 0, 8, 1, 8, 0] && frame[23] == 17;
+    ours.then(|| (frame[42], u32::from_be_bytes(frame[43..47].try_into().expect("four bytes"))))
+}
+
+const FLOWS: u8 = 16;
+const PER_FLOW: u32 = 500;
+
+/// Sends the flows by turns from one processor, because the kernel keeps no order between its processors.
+fn send_flows(host: &Namespace, device: &str) {
+    host.run(|| {
+        // A thread of its own, which ends here.
+        let mut first = CpuSet::new();
+        first.set(0).expect("there is one");
+        sched_setaffinity(Pid::from_raw(0), &first).expect("set");
+        let socket = RawSocket::open(device, false).expect("opened");
+        for number in 0..PER_FLOW {
+            let burst: Vec<_> = (0..FLOWS).map(|flow| datagram(flow, number)).collect();
+            let mut left = &burst[..];
+            while !left.is_empty() {
+                left = &left[socket.send(left).expect("sent")..];
+            }
+        }
+    })
+    .expect("namespace");
+}
+
+#[test]
+fn several_queues_keep_the_order_of_each_flow() {
+    let cpus = if std::thread::available_parallelism().is_ok_and(|n| n.get() > 1) { "0,1" } else { "0" };
+    let lab = Lab::new(&["packet,queues=2", "packet,queues=2,offload=off"], &["--workers", "2", "--cpus", cpus]);
+    assert!(lab.pings(0, 1) && lab.pings(1, 0), "and nothing that is sent comes back");
+    lab.transfer(0, 1, "10.8.0.2", 5_000_000);
+    lab.transfer(1, 0, "fd08::1", 5_000_000);
+    let mut sink = lab.hosts[1].run(|| RawSocket::open("eth0", true)).expect("namespace").expect("opened");
+    sink.set_timeout(Duration::from_millis(50)).expect("set");
+    send_flows(&lab.hosts[0], "eth0");
+    let mut arrived = vec![Vec::new(); usize::from(FLOWS)];
+    let all = usize::from(FLOWS) * PER_FLOW as usize;
+    wait_for("all frames arrive", PATIENCE, || {
+        let note = |frame: &[u8]| {
+            if let Some((flow, number)) = numbered(frame) {
+                arrived[usize::from(flow)].push(number);
+            }
+        };
+        sink.receive(note).expect("read");
+        arrived.iter().map(Vec::len).sum::<usize>() >= all
+    })
+    .expect("all");
+    for (flow, numbers) in arrived.iter().enumerate() {
+        assert!(numbers.iter().copied().eq(0..PER_FLOW), "flow {flow}: {numbers:?}");
+    }
+}
+
+#[test]
+fn a_group_of_sockets_divides_flows_and_sees_nothing_twice() {
+    let (home, far) = (Namespace::new("vph").expect("root"), Namespace::new("vp").expect("root"));
+    wire(&home, &far, 0);
+    far.exec(&["ip", "link", "set", "eth0", "up"]).expect("up");
+    let sockets = home
+        .run(|| {
+            let index = nix::net::if_::if_nametoindex("p0").expect("there");
+            PacketSocket::open_many(index, None, 2)
+        })
+        .expect("namespace")
+        .expect("opened");
+    send_flows(&far, "eth0");
+    // What leaves by the device is nobody's to receive.
+    send_flows(&home, "p0");
+    let mut seen = vec![Vec::new(); usize::from(FLOWS)];
+    let mut batch = Batch::new();
+    for (which, socket) in sockets.iter().enumerate() {
+        loop {
+            let mut received = [Received::default(); switch_core::batch::BURST_FRAMES];
+            let burst = batch.begin_burst();
+            let Ok(n) = socket.receive(batch.burst_buffers(burst), &mut received) else { break };
+            for (index, received) in received[..n].iter().enumerate() {
+                let (slot, _) = batch.burst_buffer(burst, index);
+                if let Some((flow, number)) = numbered(&slot[VNET_HDR_BYTES..][..received.len]) {
+                    seen[usize::from(flow)].push((which, number));
+                }
+            }
+        }
+    }
+    for (flow, numbers) in seen.iter().enumerate() {
+        assert!(numbers.iter().map(|(_, n)| *n).eq(0..PER_FLOW), "flow {flow}");
+        assert!(numbers.iter().all(|(which, _)| *which == numbers[0].0), "flow {flow} comes to one socket");
+    }
+    let firsts: Vec<usize> = seen.iter().map(|numbers| numbers[0].0).collect();
+    assert!(firsts.contains(&0) && firsts.contains(&1), "both have some: {firsts:?}");
+}
+
+#[test]
+fn frames_that_find_the_socket_full_are_counted() {
+    let (home, far) = (Namespace::new("vph").expect("root"), Namespace::new("vp").expect("root"));
+    wire(&home, &far, 0);
+    far.exec(&["ip", "link", "set", "eth0", "up"]).expect("up");
+    let socket = home
+        .run(|| PacketSocket::open(nix::net::if_::if_nametoindex("p0").expect("there"), None))
+        .expect("namespace")
+        .expect("opened");
+    // What the kernels of both ends had to say before.
+    let _ = socket.take_lost();
+    let rounds = 16;
+    (0..rounds).for_each(|_| send_flows(&far, "eth0"));
+    let lost = socket.take_lost();
+    let (mut batch, mut kept) = (Batch::new(), 0);
+    let mut received = [Received::default(); switch_core::batch::BURST_FRAMES];
+    loop {
+        let burst = batch.begin_burst();
+        let Ok(n) = socket.receive(batch.burst_buffers(burst), &mut received) else { break };
+        for (index, received) in received[..n].iter().enumerate() {
+            let (slot, _) = batch.burst_buffer(burst, index);
+            kept += u64::from(numbered(&slot[VNET_HDR_BYTES..][..received.len]).is_some());
+        }
+    }
+    let sent = rounds * u64::from(FLOWS) * u64::from(PER_FLOW);
+    assert!(lost > 0, "{sent} frames are more than a socket holds");
+    // The far end's own chatter may be among the lost, not among the kept.
+    assert!(kept + lost >= sent && kept + lost <= sent + 100, "{kept} + {lost} of {sent}");
+}
+
+#[test]
+fn a_device_without_offloads_is_given_what_its_kernel_segments() {
+    if !installed("ethtool") {
+        println!("skipped: ethtool is not installed");
+        return;
+    }
+    let lab = Lab::new(&["packet", "packet"], &[]);
+    lab.home.exec(&["ethtool", "-K", "p0", "tso", "off", "tx", "off", "gso", "off"]).expect("veth can");
+    assert!(lab.pings(0, 1));
+    lab.transfer(1, 0, "10.8.0.1", 5_000_000);
+    lab.transfer(1, 0, "fd08::1", 5_000_000);
+    lab.transfer(0, 1, "10.8.0.2", 5_000_000);
+    let shown = lab.daemon.json(&["port", "show", "h0"]).expect("shown");
+    assert_eq!(shown[0]["counters"]["tx_segments"], 0, "the switch leaves it to the kernel: {shown}");
 }

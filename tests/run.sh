@@ -10,6 +10,9 @@ packages=()
 need() { command -v "$1" >/dev/null || packages+=("$2"); }
 need ip iproute2
 need ping iputils-ping
+need nft nftables
+need ethtool ethtool
+need tcpdump tcpdump
 need iperf3 iperf3
 need brctl bridge-utils
 need tcpdump tcpdump

@@ -29,7 +29,13 @@ const STRIDE: usize = HEADROOM + HEAD_BYTES + 64;
 pub const MAX_FRAME_BYTES: usize = 65_535 + 14 + 8;
 /// Room for long frames in one batch. One frame always fits; more than this much waiting data is not worth
 /// the cache it would push out.
-pub const OVERFLOW_BYTES: usize = 4 * (MAX_FRAME_BYTES - HEAD_BYTES);
+pub const OVERFLOW_BYTES: usize = 4 * REGION_BYTES;
+/// What a slot does not hold of the longest frame.
+const REGION_BYTES: usize = MAX_FRAME_BYTES - HEAD_BYTES;
+/// Frames that can be received by one system call. Each has a region of its own in the overflow arena in case it is
+/// long; the regions beyond [`OVERFLOW_BYTES`] are touched only when many long frames come at once, so that they cost
+/// addresses and no cache.
+pub const BURST_FRAMES: usize = 16;
 /// Pieces in one batch.
 pub const BATCH_PIECES: usize = 1024;
 
@@ -69,6 +75,13 @@ const EMPTY: Slot = Slot {
     priority: 0,
 };
 
+/// Where the frames of one receiving system call go: a value, so that the batch is not borrowed meanwhile.
+#[derive(Clone, Copy, Debug)]
+pub struct Burst {
+    slot: usize,
+    arena: usize,
+}
+
 /// Frames on their way through one worker. See the module page for the layout.
 #[derive(Debug)]
 pub struct Batch {
@@ -94,7 +107,7 @@ impl Batch {
             slots: Box::new([EMPTY; BATCH_FRAMES]),
             len: 0,
             pieces: Vec::with_capacity(BATCH_PIECES),
-            overflow: Arena::new(OVERFLOW_BYTES),
+            overflow: Arena::new(OVERFLOW_BYTES + BURST_FRAMES * REGION_BYTES),
         }
     }
 
@@ -124,7 +137,7 @@ impl Batch {
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.len < BATCH_FRAMES
-            && self.overflow.room() >= MAX_FRAME_BYTES - HEAD_BYTES
+            && self.overflow.used() + REGION_BYTES <= OVERFLOW_BYTES
             && self.pieces.len() + crate::sys::buf::MAX_GATHER <= BATCH_PIECES
     }
 
@@ -144,18 +157,67 @@ impl Batch {
     /// If the batch is full or `len` exceeds what the buffers hold.
     #[inline]
     pub fn push_received(&mut self, len: usize) -> &mut Slot {
-        let head_len = len.min(HEAD_BYTES);
         let first_piece = self.pieces.len();
         if len > HEAD_BYTES {
             let piece = self.overflow.commit(len - HEAD_BYTES);
             self.pieces.push(piece);
         }
+        self.push_slot(len, first_piece)
+    }
+
+    /// Begins to receive several frames by one system call; [`has_room`](Self::has_room) has been asked.
+    #[inline]
+    #[must_use]
+    pub fn begin_burst(&self) -> Burst {
+        Burst { slot: self.len, arena: self.overflow.used() }
+    }
+
+    /// The buffers for the next frames, at most [`BURST_FRAMES`]: each as [`receive_buffers`](Self::receive_buffers)
+    /// says.
+    #[inline]
+    pub fn burst_buffers(&mut self, burst: Burst) -> impl Iterator<Item = (&mut [u8], &mut [u8])> {
+        let start = burst.slot * STRIDE + HEADROOM - VNET_HDR_BYTES;
+        let slots = self.memory[start..].chunks_mut(STRIDE).map(|slot| &mut slot[..VNET_HDR_BYTES + HEAD_BYTES]);
+        slots.zip(self.overflow.after(burst.arena).chunks_exact_mut(REGION_BYTES)).take(BURST_FRAMES)
+    }
+
+    /// The buffers of one frame of the burst, not accepted yet.
+    #[inline]
+    pub fn burst_buffer(&mut self, burst: Burst, index: usize) -> (&mut [u8], &mut [u8]) {
+        let start = (burst.slot + index) * STRIDE + HEADROOM - VNET_HDR_BYTES;
+        let region = self.overflow.after(burst.arena + index * REGION_BYTES);
+        (&mut self.memory[start..start + VNET_HDR_BYTES + HEAD_BYTES], &mut region[..REGION_BYTES])
+    }
+
+    /// Accepts the frame in the burst's buffers of this index. Frames are accepted in the order of their indices, and
+    /// those that are left out are forgotten.
+    ///
+    /// # Panics
+    /// If the batch is full or `len` exceeds what the buffers hold.
+    #[inline]
+    pub fn push_burst(&mut self, burst: Burst, index: usize, len: usize) -> &mut Slot {
+        if self.len < burst.slot + index {
+            // One before it was left out.
+            let from = (burst.slot + index) * STRIDE + HEADROOM;
+            let to = self.len * STRIDE + HEADROOM;
+            self.memory.copy_within(from..from + len.min(HEAD_BYTES), to);
+        }
+        let first_piece = self.pieces.len();
+        if len > HEAD_BYTES {
+            let piece = self.overflow.commit_at(burst.arena + index * REGION_BYTES, len - HEAD_BYTES);
+            self.pieces.push(piece);
+        }
+        self.push_slot(len, first_piece)
+    }
+
+    #[inline]
+    fn push_slot(&mut self, len: usize, first_piece: usize) -> &mut Slot {
         let pieces = self.pieces.len() - first_piece;
         let slot = &mut self.slots[self.len];
         self.len += 1;
         *slot = Slot {
             len: len as u32,
-            head_len: head_len as u16,
+            head_len: len.min(HEAD_BYTES) as u16,
             first_piece: first_piece as u16,
             pieces: pieces as u16,
             ..EMPTY
@@ -276,5 +338,67 @@ impl Batch {
         self.len = 0;
         self.pieces.clear();
         self.overflow.reset();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fill(batch: &mut Batch, lens: &[Option<usize>]) {
+        let burst = batch.begin_burst();
+        for ((slot, overflow), (index, len)) in batch.burst_buffers(burst).zip(lens.iter().enumerate()) {
+            let all = slot[VNET_HDR_BYTES..].iter_mut().chain(overflow);
+            all.take(len.unwrap_or(9000)).enumerate().for_each(|(at, byte)| *byte = (index + at % 251) as u8);
+        }
+        for (index, len) in lens.iter().enumerate() {
+            if let Some(len) = len {
+                batch.push_burst(burst, index, *len);
+            }
+        }
+    }
+
+    fn check(batch: &Batch, frame: usize, index: usize, len: usize) {
+        let mut bytes = vec![0; MAX_FRAME_BYTES];
+        assert_eq!((batch.copy_frame(frame, 0, &mut bytes), batch.slot(frame).len as usize), (len, len));
+        assert!(bytes[..len].iter().enumerate().all(|(at, byte)| *byte == (index + at % 251) as u8), "frame {frame}");
+    }
+
+    #[test]
+    fn frames_of_a_burst_keep_their_bytes_whatever_their_lengths_and_gaps() {
+        let mut batch = Batch::new();
+        for _ in 0..2 {
+            let first = [Some(60), None, Some(HEAD_BYTES + 1), Some(HEAD_BYTES), None, Some(MAX_FRAME_BYTES), Some(14)];
+            fill(&mut batch, &first);
+            let kept: Vec<_> = first.iter().enumerate().filter_map(|(index, len)| Some((index, (*len)?))).collect();
+            assert_eq!(batch.len(), kept.len());
+            for (frame, (index, len)) in kept.iter().enumerate() {
+                check(&batch, frame, *index, *len);
+            }
+            // The long ones lie beyond what a batch may hold, so it is full; the worst burst of all still fits.
+            assert!(!batch.has_room());
+            batch.clear();
+            fill(&mut batch, &[Some(100), Some(HEAD_BYTES + REGION_BYTES / 2)]);
+            assert!(batch.has_room());
+            fill(&mut batch, &[Some(MAX_FRAME_BYTES); BURST_FRAMES]);
+            check(&batch, 0, 0, 100);
+            check(&batch, 1, 1, HEAD_BYTES + REGION_BYTES / 2);
+            (0..BURST_FRAMES).for_each(|index| check(&batch, 2 + index, index, MAX_FRAME_BYTES));
+            batch.clear();
+        }
+    }
+
+    #[test]
+    fn a_burst_is_never_more_than_the_slots_that_are_left() {
+        let mut batch = Batch::new();
+        while batch.has_room() {
+            let burst = batch.begin_burst();
+            let offered = batch.burst_buffers(burst).count();
+            assert_eq!(offered, BURST_FRAMES.min(BATCH_FRAMES - batch.len()));
+            (0..offered.min(7)).for_each(|index| {
+                batch.push_burst(burst, index, 60);
+            });
+        }
+        assert_eq!(batch.len(), BATCH_FRAMES);
     }
 }

@@ -7,13 +7,14 @@
 //! port        the PortRx / PortTx seam and its drivers
 //! pipeline    parse -> classify -> learn -> decide; no I/O, no lock, no clock
 //! fdb  topology  batch  egress  frame  verdict  stats
-//! id  mac  clock  sys
+//! id  mac  clock  durable  sys
 //! ```
 
 pub mod balance;
 pub mod batch;
 pub mod clock;
 pub mod control;
+pub mod durable;
 pub mod egress;
 pub mod fdb;
 pub mod frame;

@@ -2,11 +2,12 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
 };
 
 use super::desired::Desired;
+use crate::durable;
 
 /// One state directory, held exclusively by one process.
 #[derive(Debug)]
@@ -43,18 +44,17 @@ impl Journal {
         Ok((Journal { path, _lock: lock }, desired))
     }
 
-    /// Replaces what is on disk: written aside, flushed, renamed.
+    /// The state directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.path.parent().expect("the file lies in the state directory")
+    }
+
+    /// Replaces what is on disk.
     ///
     /// # Errors
     /// The disk refuses; the old state is still there.
     pub fn save(&self, desired: &Desired) -> io::Result<()> {
-        let aside = self.path.with_extension("json.new");
-        let save = || {
-            let mut file = File::create(&aside)?;
-            file.write_all(&serde_json::to_vec_pretty(desired)?)?;
-            file.sync_data()?;
-            fs::rename(&aside, &self.path)
-        };
-        save().map_err(|e| io::Error::new(e.kind(), format!("cannot write {}: {e}", self.path.display())))
+        durable::replace(&self.path, &serde_json::to_vec_pretty(desired)?)
     }
 }

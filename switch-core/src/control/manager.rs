@@ -22,7 +22,7 @@ use crate::{
     id::{DomainId, MAX_PORTS, PortId},
     link::{Link, Links},
     mac::MacAddr,
-    port::{Notifier, Opened, PortControl, PortRx, packet, tap},
+    port::{Notifier, Opened, PortControl, PortRx, guard::Guards, packet, tap},
     stats::Counter,
     switch::{Settings, Switch, SwitchError},
     topology::{Attachment, DomainDef, Dress, PortDef, PortShared, Role},
@@ -82,6 +82,7 @@ pub struct Manager {
     settings: Settings,
     journal: Option<Journal>,
     links: Links,
+    guards: Arc<Guards>,
     news: Arc<tokio::sync::Notify>,
     desired: Desired,
     open: HashMap<String, Open>,
@@ -96,10 +97,11 @@ impl Manager {
     /// Starts a switch with nothing in it, then carries out what the journal holds.
     ///
     /// # Errors
-    /// Threads cannot be started, or the switch fails. A port that cannot be opened is no error.
+    /// Threads cannot be started, the state directory cannot be used, or the switch fails. A port that cannot be opened is no error.
     pub fn start(settings: Settings, journal: Option<(Journal, Desired)>) -> Result<Manager, ManagerError> {
-        let switch = Switch::start(&settings).map_err(SwitchError::Io)?;
         let (journal, desired) = journal.map_or((None, Desired::default()), |(j, d)| (Some(j), d));
+        let guards = Guards::undo_leftovers(journal.as_ref().map(Journal::directory)).map_err(ManagerError::Journal)?;
+        let switch = Switch::start(&settings).map_err(SwitchError::Io)?;
         let news = Arc::new(tokio::sync::Notify::new());
         let notifier = {
             let news = Arc::clone(&news);
@@ -110,6 +112,7 @@ impl Manager {
             settings,
             journal: None,
             links: Links::new(notifier),
+            guards,
             news,
             desired: Desired::default(),
             open: HashMap::new(),
@@ -228,7 +231,7 @@ impl Manager {
         let mut grants = Vec::new();
         let mut used: BTreeSet<u16> = self.open.values().map(|o| o.id.0).collect();
         for spec in specs {
-            match open_device(spec, &self.links) {
+            match open_device(spec, &self.links, &self.guards) {
                 Ok(Opened { queues, mut control }) => {
                     let id =
                         (0..MAX_PORTS as u16).find(|id| !used.contains(id)).expect("the number of ports was checked");
@@ -725,7 +728,7 @@ fn attachment(
 }
 
 /// Opens a port's device. The error is the reason for which it waits.
-fn open_device(spec: &PortSpec, links: &Links) -> Result<Opened, String> {
+fn open_device(spec: &PortSpec, links: &Links, guards: &Arc<Guards>) -> Result<Opened, String> {
     match spec.kind {
         Kind::Tap => {
             let config = tap::TapConfig {
@@ -746,7 +749,9 @@ fn open_device(spec: &PortSpec, links: &Links) -> Result<Opened, String> {
             let config = packet::PacketConfig {
                 device: spec.device().to_owned(),
                 netns: spec.netns.clone(),
+                queues: spec.queues,
                 offload: spec.offload,
+                guards: spec.guarded().then(|| Arc::clone(guards)),
             };
             packet::open(&config, links).map_err(|e| e.to_string())
         }

@@ -5,6 +5,7 @@
 //! done now and says how things stand. A device that fails is a status or a counter, never an error that reaches
 //! another port.
 
+pub mod guard;
 pub mod mem;
 pub mod netdev;
 pub mod packet;

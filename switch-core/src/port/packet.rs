@@ -4,15 +4,21 @@
 //! we like it or not, so what is owed must be known. `offload=off` only means that the port is given complete frames.
 //! The kernel takes the outer VLAN tag off; it is put back, because tags decide the domain.
 //!
-//! The host's own stack still sees the device: give it no address, or the host answers beside the switch.
+//! With several queues there are as many sockets; the kernel gives all of a flow to one of them.
+//!
+//! The host's own stack is held off the device by its [guard](super::guard).
 //!
 //! A device that goes down or away ends the port, which then waits until it is up again.
 
 use std::{io, os::fd::RawFd, sync::Arc};
 
-use super::{Opened, PortRx, PortTx, QueuePair, RxStatus, Sent, netdev::Netdev};
+use super::{
+    Opened, PortRx, PortTx, QueuePair, RxStatus, Sent,
+    guard::{GuardError, Guards, MARK},
+    netdev::Netdev,
+};
 use crate::{
-    batch::{Batch, HEAD_BYTES},
+    batch::{BATCH_FRAMES, BURST_FRAMES, Batch, Burst, HEAD_BYTES},
     egress::Egress,
     frame::{
         offload::{Capabilities, Gso, Offload, VNET_HDR_BYTES},
@@ -20,18 +26,25 @@ use crate::{
     },
     link::Links,
     netns,
-    sys::packet::PacketSocket,
+    sys::packet::{PacketSocket, Received},
 };
 
+/// Frames received at once while they are longer than a slot.
+const LONG_BURST: usize = 4;
+
 /// How a netdev is taken as a port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct PacketConfig {
     /// The device's name.
     pub device: String,
     /// The namespace that it is in.
     pub netns: Option<String>,
+    /// Queues (pairs).
+    pub queues: u16,
     /// Checksums and segmentation may be left to the device.
     pub offload: bool,
+    /// Who holds the host off the device; `None`: it may go on using it.
+    pub guards: Option<Arc<Guards>>,
 }
 
 /// Why a netdev cannot be a port, and what to do about it.
@@ -48,6 +61,9 @@ pub enum PacketError {
         "cannot open a packet socket on \"{0}\": permission denied; run as root or grant CAP_NET_RAW and CAP_NET_ADMIN"
     )]
     Permission(String),
+    /// The host cannot be held off.
+    #[error("cannot keep the host off \"{0}\": {1}")]
+    Guard(String, GuardError),
     /// Anything else.
     #[error("cannot open a packet socket on \"{0}\": {1}")]
     Other(String, io::Error),
@@ -69,42 +85,83 @@ pub fn open(config: &PacketConfig, links: &Links) -> Result<Opened, PacketError>
     if !link.up {
         return Err(PacketError::Down(name(), place()));
     }
+    let guard = match &config.guards {
+        Some(guards) => Some(guards.guard(namespace, &link).map_err(|e| PacketError::Guard(name(), e))?),
+        None => None,
+    };
     let index = link.index;
-    let socket =
-        netns::run_in(namespace, || PacketSocket::open(index)).and_then(|opened| opened).map_err(|e| {
-            match e.raw_os_error() {
-                Some(libc::EPERM | libc::EACCES) => PacketError::Permission(name()),
-                Some(libc::ENODEV | libc::ENXIO) => PacketError::Missing(name(), place()),
-                Some(libc::ENETDOWN) => PacketError::Down(name(), place()),
-                _ => PacketError::Other(name(), e),
-            }
+    let mark = guard.is_some().then_some(MARK);
+    let sockets = netns::run_in(namespace, || PacketSocket::open_many(index, mark, config.queues))
+        .and_then(|opened| opened)
+        .map_err(|e| match e.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => PacketError::Permission(name()),
+            Some(libc::ENODEV | libc::ENXIO) => PacketError::Missing(name(), place()),
+            Some(libc::ENETDOWN) => PacketError::Down(name(), place()),
+            _ => PacketError::Other(name(), e),
         })?;
-    let socket = Arc::new(socket);
     let capabilities = if config.offload {
         Capabilities::CSUM.with(Capabilities::TSO4).with(Capabilities::TSO6).with(Capabilities::ECN)
     } else {
         Capabilities::NONE
     };
-    let rx = PacketRx { socket: Arc::clone(&socket), truncated: 0 };
-    let tx = PacketTx { socket, capabilities };
-    let control = Netdev { space, device: name(), wire: true, on_link: None, keep: Box::new(()) };
-    Ok(Opened { queues: vec![QueuePair { rx: Box::new(rx), tx: Box::new(tx) }], control: Box::new(control) })
+    let queues = sockets
+        .into_iter()
+        .map(|socket| {
+            let socket = Arc::new(socket);
+            let rx = PacketRx::new(Arc::clone(&socket));
+            QueuePair { rx: Box::new(rx), tx: Box::new(PacketTx { socket, capabilities }) }
+        })
+        .collect();
+    let control = Netdev { space, device: name(), wire: true, on_link: None, keep: Box::new(guard) };
+    Ok(Opened { queues, control: Box::new(control) })
 }
 
 struct PacketRx {
     socket: Arc<PacketSocket>,
+    received: [Received; BURST_FRAMES],
+    /// Frames to ask for at once: few while they are long, so that a batch of them stays in the cache.
+    burst: usize,
     truncated: u64,
+}
+
+impl PacketRx {
+    fn new(socket: Arc<PacketSocket>) -> PacketRx {
+        PacketRx { socket, received: [Received::default(); BURST_FRAMES], burst: BURST_FRAMES, truncated: 0 }
+    }
+
+    /// Accepts the frame of this index of a burst.
+    fn accept(&mut self, batch: &mut Batch, burst: Burst, index: usize) {
+        let received = &self.received[index];
+        if received.truncated {
+            self.truncated += 1;
+            return;
+        }
+        // An unknown type is carried on as the one that is always refused, so that it is counted.
+        let mut offload = Offload::decode(&received.header).unwrap_or(Offload { gso: Gso::Ufo, ..Offload::NONE });
+        let mut len = received.len;
+        if let Some(tag) = received.tag {
+            let (slot, overflow) = batch.burst_buffer(burst, index);
+            if restore_tag(&mut slot[VNET_HDR_BYTES..], overflow, len, tag) {
+                len += TAG_BYTES;
+                offload = offload.shifted(TAG_BYTES as i16);
+            }
+        }
+        batch.push_burst(burst, index, len).offload = offload;
+    }
 }
 
 impl PortRx for PacketRx {
     fn rx(&mut self, batch: &mut Batch) -> RxStatus {
         while batch.has_room() {
-            let (slot, overflow) = batch.receive_buffers();
-            let head = &mut slot[VNET_HDR_BYTES..];
+            let burst = batch.begin_burst();
+            let asked = self.burst.min(BATCH_FRAMES - batch.len());
             // The last bytes stay free for a tag that is put back.
-            let room = overflow.len() - TAG_BYTES;
-            let received = match self.socket.receive(head, &mut overflow[..room]) {
-                Ok(received) => received,
+            let buffers = batch.burst_buffers(burst).take(asked).map(|(slot, overflow)| {
+                let room = overflow.len() - TAG_BYTES;
+                (slot, &mut overflow[..room])
+            });
+            let n = match self.socket.receive(buffers, &mut self.received) {
+                Ok(n) => n,
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => continue,
                     Some(libc::ENETDOWN | libc::ENXIO | libc::ENODEV | libc::EBADF) => return RxStatus::Gone,
@@ -112,20 +169,14 @@ impl PortRx for PacketRx {
                     _ => return RxStatus::Drained,
                 },
             };
-            if received.truncated {
-                self.truncated += 1;
-                continue;
+            let long = self.received[..n].iter().any(|received| received.len > HEAD_BYTES);
+            self.burst = if long { LONG_BURST } else { BURST_FRAMES };
+            for index in 0..n {
+                self.accept(batch, burst, index);
             }
-            // An unknown type is carried on as the one that is always refused, so that it is counted.
-            let mut offload = Offload::decode(&received.header).unwrap_or(Offload { gso: Gso::Ufo, ..Offload::NONE });
-            let mut len = received.len;
-            if let Some(tag) = received.tag
-                && restore_tag(head, overflow, len, tag)
-            {
-                len += TAG_BYTES;
-                offload = offload.shifted(TAG_BYTES as i16);
+            if n < asked {
+                return RxStatus::Drained;
             }
-            batch.push_received(len).offload = offload;
         }
         RxStatus::More
     }

@@ -94,6 +94,27 @@ impl Arena {
         self.memory.len() - self.used
     }
 
+    /// Bytes taken, with gaps.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    /// All bytes from an offset on, which is not before what was [`used`](Self::used) when the receiving began.
+    pub(crate) fn after(&mut self, offset: usize) -> &mut [u8] {
+        &mut self.memory[offset.max(self.used)..]
+    }
+
+    /// Takes `n` bytes from an offset on as a piece; what is before them is not handed out any more.
+    ///
+    /// # Panics
+    /// If the range overlaps what was taken, or goes over the end.
+    pub(crate) fn commit_at(&mut self, offset: usize, n: usize) -> Piece {
+        assert!(offset >= self.used, "arena overlap");
+        self.used = offset;
+        self.commit(n)
+    }
+
     /// The unused rest, to be written by a system call before [`commit`](Self::commit).
     pub fn spare(&mut self) -> &mut [u8] {
         &mut self.memory[self.used..]

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod buf;
+pub mod ethtool;
 pub mod packet;
 pub mod prefetch;
 pub mod raw;

@@ -1,12 +1,16 @@
-//! AF_PACKET sockets as ports: options that no crate offers, a receive that says what the kernel took off the frame, and
-//! a send of many frames per call.
+//! AF_PACKET sockets as ports: options that no crate offers, a receive that says what the kernel took off the frames,
+//! and many frames per call both ways.
 
 use std::{
     io,
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
 };
 
-use crate::{egress::OutFrame, frame::offload::VNET_HDR_BYTES, frame::vlan::OuterTag};
+use crate::{
+    batch::BURST_FRAMES,
+    egress::OutFrame,
+    frame::{offload::VNET_HDR_BYTES, vlan::OuterTag},
+};
 
 /// Frames per send.
 const BURST: usize = 64;
@@ -16,6 +20,7 @@ const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 const PACKET_VNET_HDR_SZ: libc::c_int = 24;
 /// The header without `num_buffers`, which is all that older kernels know.
 const SHORT_HDR_BYTES: usize = 10;
+const PACKET_FANOUT_FLAG_IGNORE_OUTGOING: u32 = 0x4000;
 const BUFFER_BYTES: libc::c_int = 16 << 20;
 const NO_PART: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
@@ -34,15 +39,44 @@ struct AuxData {
 
 /// Room for one control message with an [`AuxData`], aligned as the kernel's header wants it.
 #[repr(C, align(8))]
-struct Control([u8; 64]);
+#[derive(Clone, Copy)]
+struct Control([u8; CONTROL_BYTES]);
+
+const CONTROL_BYTES: usize = 48;
+// SAFETY: CMSG_SPACE only computes.
+const _: () = assert!(unsafe { libc::CMSG_SPACE(size_of::<AuxData>() as u32) } as usize <= CONTROL_BYTES);
 
 fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 fn set<T>(fd: RawFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
-    // SAFETY: the kernel reads at most the size of the borrowed value; all callers pass plain C structs or ints.
+    // SAFETY: the kernel reads at most the size of the borrowed value; all callers pass plain C structs or ints, and what
+    // a pointer in one points to is borrowed until the call is over.
     checked(unsafe { libc::setsockopt(fd, level, option, (&raw const *value).cast(), size_of::<T>() as u32) }).map(drop)
+}
+
+const fn step(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code, jt, jf, k }
+}
+
+/// Takes no frame.
+const NOTHING: [libc::sock_filter; 1] = [step(0x06, 0, 0, 0)];
+/// Takes what was not sent from here. A group of sockets that an older kernel made sees that too, whatever its members
+/// have set.
+const INCOMING: [libc::sock_filter; 4] = [
+    // A = packet type (SKF_AD_OFF + SKF_AD_PKTTYPE)
+    step(0x30, 0, 0, 0xffff_f004),
+    // if A == PACKET_OUTGOING
+    step(0x15, 0, 1, 4),
+    step(0x06, 0, 0, 0),
+    step(0x06, 0, 0, u32::MAX),
+];
+
+fn set_filter(fd: RawFd, steps: &[libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_ptr().cast_mut() };
+    // The kernel copies the steps, which are only read.
+    set(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
 }
 
 /// A socket that takes all that a device receives, and the length of its virtio-net header.
@@ -52,8 +86,8 @@ pub struct PacketSocket {
     header: usize,
 }
 
-/// What [`PacketSocket::receive`] got.
-#[derive(Clone, Copy, Debug)]
+/// One frame that [`PacketSocket::receive`] got.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Received {
     /// Bytes of the frame in the buffers.
     pub len: usize,
@@ -66,12 +100,57 @@ pub struct Received {
 }
 
 impl PacketSocket {
+    /// Opens several sockets for a device, among which the kernel divides what it receives: both directions of a flow
+    /// come to the same one. See [`open`](Self::open).
+    ///
+    /// # Errors
+    /// As there; or the kernel knows no such groups.
+    pub fn open_many(index: u32, mark: Option<u32>, queues: u16) -> io::Result<Vec<PacketSocket>> {
+        if queues <= 1 {
+            return Ok(vec![PacketSocket::open(index, mark)?]);
+        }
+        // Until all are in the group each would get every frame, so they take none before.
+        let sockets: Vec<PacketSocket> =
+            (0..queues).map(|_| PacketSocket::open_filtered(index, mark, Some(&NOTHING))).collect::<io::Result<_>>()?;
+        let flags = (libc::PACKET_FANOUT_HASH | PACKET_FANOUT_FLAG_IGNORE_OUTGOING) << 16;
+        let mut group = libc::PACKET_FANOUT_FLAG_UNIQUEID << 16;
+        for socket in &sockets {
+            set(socket.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_FANOUT, &(group | flags))?;
+            group = socket.group()?;
+        }
+        for socket in &sockets {
+            set_filter(socket.as_raw_fd(), &INCOMING)?;
+        }
+        Ok(sockets)
+    }
+
+    /// The number of the group that the socket is in.
+    fn group(&self) -> io::Result<u32> {
+        let mut value = 0u32;
+        let mut len = size_of_val(&value) as libc::socklen_t;
+        // SAFETY: the kernel writes one int.
+        checked(unsafe {
+            libc::getsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_FANOUT,
+                (&raw mut value).cast(),
+                &raw mut len,
+            )
+        })?;
+        Ok(value & 0xffff)
+    }
+
     /// Opens a socket for a device of the calling thread's namespace: promiscuous while the socket lives, with
-    /// virtio-net headers, blind to what is sent.
+    /// virtio-net headers, blind to what is sent. Frames that it sends have the mark.
     ///
     /// # Errors
     /// Not permitted, or the device is gone.
-    pub fn open(index: u32) -> io::Result<PacketSocket> {
+    pub fn open(index: u32, mark: Option<u32>) -> io::Result<PacketSocket> {
+        PacketSocket::open_filtered(index, mark, None)
+    }
+
+    fn open_filtered(index: u32, mark: Option<u32>, filter: Option<&[libc::sock_filter]>) -> io::Result<PacketSocket> {
         let flags = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // Protocol 0 receives nothing until the bind, so that no frame of another device slips in.
         // SAFETY: a plain system call; the result is checked and owned at once.
@@ -89,6 +168,12 @@ impl PacketSocket {
         set(raw, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, &on)?;
         set(raw, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &BUFFER_BYTES)?;
         set(raw, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &BUFFER_BYTES)?;
+        if let Some(filter) = filter {
+            set_filter(raw, filter)?;
+        }
+        if let Some(mark) = mark {
+            set(raw, libc::SOL_SOCKET, libc::SO_MARK, &mark)?;
+        }
         let member = libc::packet_mreq {
             mr_ifindex: index.cast_signed(),
             mr_type: libc::PACKET_MR_PROMISC as u16,
@@ -112,38 +197,58 @@ impl PacketSocket {
         self.fd.as_raw_fd()
     }
 
-    /// Receives one frame into two buffers, one after the other.
+    /// Receives as many frames as wait and as there are buffers, [`BURST_FRAMES`] at most; returns how many. Each begins
+    /// in its first buffer after [`VNET_HDR_BYTES`] bytes (what is in those, [`Received::header`] says) and goes on in
+    /// the second. Fewer than there are buffers: nothing more waits.
     ///
     /// # Errors
     /// As the kernel says; `WouldBlock` when nothing waits, `ENETDOWN` once after the device went down or away.
     #[inline]
-    pub fn receive(&self, first: &mut [u8], second: &mut [u8]) -> io::Result<Received> {
-        let mut header = [0u8; VNET_HDR_BYTES];
-        let room = self.header + first.len() + second.len();
-        let mut parts = [
-            libc::iovec { iov_base: header.as_mut_ptr().cast(), iov_len: self.header },
-            libc::iovec { iov_base: first.as_mut_ptr().cast(), iov_len: first.len() },
-            libc::iovec { iov_base: second.as_mut_ptr().cast(), iov_len: second.len() },
-        ];
-        let mut control = Control([0; 64]);
-        // SAFETY: all-zero bytes are a valid msghdr.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        message.msg_iov = parts.as_mut_ptr();
-        message.msg_iovlen = parts.len();
-        message.msg_control = (&raw mut control).cast();
-        message.msg_controllen = size_of::<Control>();
-        // SAFETY: every part is an exclusively borrowed buffer of the given length, the control buffer is as long as
-        // the header says, and all of them outlive the call.
-        let n = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, 0) };
-        if n < 0 {
-            return Err(io::Error::last_os_error());
+    pub fn receive<'a>(
+        &self,
+        buffers: impl Iterator<Item = (&'a mut [u8], &'a mut [u8])>,
+        into: &mut [Received; BURST_FRAMES],
+    ) -> io::Result<usize> {
+        let mut parts = [[NO_PART; 2]; BURST_FRAMES];
+        let mut controls = [Control([0; CONTROL_BYTES]); BURST_FRAMES];
+        // SAFETY: all-zero bytes are a valid mmsghdr.
+        let mut messages: [libc::mmsghdr; BURST_FRAMES] = unsafe { std::mem::zeroed() };
+        let mut count = 0;
+        for (((first, second), parts), (control, message)) in
+            buffers.zip(&mut parts).zip(controls.iter_mut().zip(&mut messages))
+        {
+            // The header ends where the frame begins.
+            let first = &mut first[VNET_HDR_BYTES - self.header..];
+            parts[0] = libc::iovec { iov_base: first.as_mut_ptr().cast(), iov_len: first.len() };
+            parts[1] = libc::iovec { iov_base: second.as_mut_ptr().cast(), iov_len: second.len() };
+            message.msg_hdr.msg_iov = parts.as_mut_ptr();
+            message.msg_hdr.msg_iovlen = parts.len();
+            message.msg_hdr.msg_control = (&raw mut *control).cast();
+            message.msg_hdr.msg_controllen = size_of::<Control>();
+            count += 1;
         }
-        Ok(Received {
-            len: (n as usize).min(room).saturating_sub(self.header),
-            truncated: message.msg_flags & libc::MSG_TRUNC != 0,
-            tag: tag_of(&message),
-            header,
-        })
+        // SAFETY: each of the first `count` messages points to two parts, every part to an exclusively borrowed buffer
+        // of the given length, and to a control buffer as long as it says; all of them outlive the call.
+        let n = unsafe { libc::recvmmsg(self.fd.as_raw_fd(), messages.as_mut_ptr(), count, 0, std::ptr::null_mut()) };
+        let n = checked(n)? as usize;
+        for ((message, parts), received) in messages[..n].iter().zip(&parts).zip(into.iter_mut()) {
+            let mut header = [0; VNET_HDR_BYTES];
+            let bytes = message.msg_len as usize;
+            if bytes >= self.header {
+                // SAFETY: the kernel wrote at least so many bytes to the first part, which is longer, and whose buffer
+                // is borrowed until the function returns.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(parts[0].iov_base.cast(), header.as_mut_ptr(), self.header);
+                }
+            }
+            *received = Received {
+                len: bytes.saturating_sub(self.header),
+                truncated: message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
+                tag: tag_of(&message.msg_hdr),
+                header,
+            };
+        }
+        Ok(n)
     }
 
     /// Sends as many frames as go into one system call; returns how many the kernel took. The error is the first

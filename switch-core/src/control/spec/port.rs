@@ -35,7 +35,7 @@ impl Kind {
     pub const fn keys(self) -> &'static [&'static str] {
         match self {
             Kind::Tap => &["device", "netns", "queues", "offload", "mtu", "mac", "owner", "group", "persist"],
-            Kind::Packet => &["device", "netns", "queues", "offload"],
+            Kind::Packet => &["device", "netns", "queues", "offload", "guard"],
         }
     }
 
@@ -143,6 +143,9 @@ pub struct PortSpec {
     /// The device outlives the switch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persist: Option<bool>,
+    /// The host is held off a packet port's device; it is unless this says no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<bool>,
     /// The Unix socket: ours in server mode, the other side's in client mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
@@ -191,6 +194,7 @@ impl PortSpec {
             owner: None,
             group: None,
             persist: None,
+            guard: None,
             path: None,
             mode: None,
             perm: None,
@@ -221,6 +225,7 @@ impl PortSpec {
             "owner" => self.owner = Some(user_id(value)?),
             "group" => self.group = Some(group_id(value)?),
             "persist" => self.persist = Some(switch_value(key, value)?),
+            "guard" => self.guard = Some(switch_value(key, value)?),
             "path" => self.path = Some(value.into()),
             "peer" => self.peer = Some(value.into()),
             "perm" => match u32::from_str_radix(value, 8) {
@@ -273,12 +278,6 @@ impl PortSpec {
         if self.queues == 0 || self.queues > MAX_QUEUES {
             return wrong(format!("port \"{name}\": queues={}: use 1 to {MAX_QUEUES}", self.queues));
         }
-        if self.kind == Kind::Packet && self.queues != 1 {
-            return wrong(format!(
-                "port \"{name}\": queues={}: a packet port has one queue; leave queues= out",
-                self.queues
-            ));
-        }
         let device = self.device();
         if self.kind.is_device() && (device.is_empty() || device.len() > MAX_DEVICE_NAME) {
             return wrong(format!(
@@ -319,6 +318,7 @@ impl PortSpec {
             ("owner", self.owner.is_some()),
             ("group", self.group.is_some()),
             ("persist", self.persist.is_some()),
+            ("guard", self.guard.is_some()),
             ("path", self.path.is_some()),
             ("mode", self.mode.is_some()),
             ("perm", self.perm.is_some()),
@@ -334,6 +334,7 @@ impl PortSpec {
     pub fn opening(&self) -> PortSpec {
         PortSpec {
             device: Some(self.device().to_owned()),
+            guard: Some(self.guarded()),
             link: true,
             hairpin: false,
             learning: true,
@@ -342,6 +343,12 @@ impl PortSpec {
             domains: Vec::new(),
             ..self.clone()
         }
+    }
+
+    /// Whether the host is held off the device.
+    #[must_use]
+    pub fn guarded(&self) -> bool {
+        self.guard != Some(false)
     }
 
     /// The device's name.
