@@ -8,6 +8,7 @@
 pub mod mem;
 pub mod netdev;
 pub mod packet;
+pub mod socket;
 pub mod tap;
 
 use std::{os::fd::RawFd, sync::Arc};
