@@ -14,7 +14,7 @@ use super::{
     desired::{Desired, Origin, Owned},
     journal::Journal,
     plan::{Step, needs_reopen, plan},
-    spec::{AttachmentSpec, DEFAULT_DOMAIN, DomainSpec, DressSpec, Kind, PortSpec, RoleSpec, SpecError},
+    spec::{AttachmentSpec, DEFAULT_DOMAIN, DomainSpec, DressSpec, Kind, PortSpec, RoleSpec, SocketMode, SpecError},
     wire::{DomainView, Done, FdbView, PortState, PortView, Status},
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     id::{DomainId, MAX_PORTS, PortId},
     link::{Link, Links},
     mac::MacAddr,
-    port::{Notifier, Opened, PortControl, PortRx, packet, tap},
+    port::{Notifier, Opened, PortControl, PortRx, dgram, packet, stream, tap},
     stats::Counter,
     switch::{Settings, Switch, SwitchError},
     topology::{Attachment, DomainDef, Dress, PortDef, PortShared, Role},
@@ -82,6 +82,7 @@ pub struct Manager {
     settings: Settings,
     journal: Option<Journal>,
     links: Links,
+    notifier: Notifier,
     news: Arc<tokio::sync::Notify>,
     desired: Desired,
     open: HashMap<String, Open>,
@@ -109,7 +110,8 @@ impl Manager {
             switch,
             settings,
             journal: None,
-            links: Links::new(notifier),
+            links: Links::new(notifier.clone()),
+            notifier,
             news,
             desired: Desired::default(),
             open: HashMap::new(),
@@ -228,7 +230,7 @@ impl Manager {
         let mut grants = Vec::new();
         let mut used: BTreeSet<u16> = self.open.values().map(|o| o.id.0).collect();
         for spec in specs {
-            match open_device(spec, &self.links) {
+            match open_device(spec, &self.links, &self.notifier) {
                 Ok(Opened { queues, mut control }) => {
                     let id =
                         (0..MAX_PORTS as u16).find(|id| !used.contains(id)).expect("the number of ports was checked");
@@ -725,7 +727,7 @@ fn attachment(
 }
 
 /// Opens a port's device. The error is the reason for which it waits.
-fn open_device(spec: &PortSpec, links: &Links) -> Result<Opened, String> {
+fn open_device(spec: &PortSpec, links: &Links, notifier: &Notifier) -> Result<Opened, String> {
     match spec.kind {
         Kind::Tap => {
             let config = tap::TapConfig {
@@ -749,6 +751,33 @@ fn open_device(spec: &PortSpec, links: &Links) -> Result<Opened, String> {
                 offload: spec.offload,
             };
             packet::open(&config, links).map_err(|e| e.to_string())
+        }
+        Kind::Stream => {
+            let place = match (&spec.path, spec.address) {
+                (Some(path), _) => stream::Place::Path(path.clone()),
+                (None, Some(address)) => stream::Place::Address(address),
+                (None, None) => return Err("neither path= nor address= is given".to_owned()),
+            };
+            let config = stream::StreamConfig {
+                place,
+                server: spec.mode != Some(SocketMode::Client),
+                owner: spec.owner,
+                group: spec.group,
+                perm: spec.perm,
+            };
+            stream::open(&config, notifier.clone()).map_err(|e| e.to_string())
+        }
+        Kind::Dgram => {
+            let ends = match (&spec.path, &spec.peer, spec.address) {
+                (Some(path), Some(peer), _) => dgram::Ends::Unix { path: path.clone(), peer: peer.clone() },
+                (None, _, Some(address)) => {
+                    let peer = spec.peer_address().map_err(|e| e.to_string())?;
+                    dgram::Ends::Udp { address, peer }
+                }
+                _ => return Err("path= or address=, or peer= is not given".to_owned()),
+            };
+            let config = dgram::DgramConfig { ends, owner: spec.owner, group: spec.group, perm: spec.perm };
+            dgram::open(&config).map_err(|e| e.to_string())
         }
     }
 }

@@ -6,4 +6,5 @@ pub mod buf;
 pub mod packet;
 pub mod prefetch;
 pub mod raw;
+pub mod send;
 pub mod tap;
