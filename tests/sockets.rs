@@ -403,6 +403,19 @@ fn a_socket_has_its_permissions_and_the_place_of_another_is_not_taken() {
     assert_eq!(mode(&path) & 0o777, 0o660);
 }
 
+#[test]
+fn a_socket_that_a_crash_left_is_taken_again_and_none_is_left_by_a_stop() {
+    let mut daemon = switch(&[]);
+    let (stream, dgram) = (daemon.file("s0"), daemon.file("d0"));
+    let _peer = add_server(&daemon, "s0", "");
+    add(&daemon, &format!("d0=dgram,path={},peer={}.theirs", dgram.display(), dgram.display()));
+    daemon.crash_and_restart().expect("restarted");
+    up_for_peers(&daemon, "s0", &stream);
+    waits(&daemon, "d0", "nobody has bound");
+    assert_eq!(daemon.stop().expect("stopped"), Some(0));
+    assert!(!stream.exists() && !dgram.exists());
+}
+
 /// Waits until a port listens, and connects.
 fn up_for_peers(daemon: &Daemon, port: &str, path: &Path) {
     waits(daemon, port, "nobody is connected");
