@@ -4,11 +4,22 @@
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
+    io::{Read, Write},
+    os::unix::net::{UnixDatagram, UnixStream},
     sync::Arc,
 };
 
-use lab::worker_parts;
-use switch_core::{batch::Batch, clock::Clock, id::PortId};
+use lab::{Source, Swallow, worker_parts};
+use switch_core::{
+    batch::Batch,
+    clock::Clock,
+    id::PortId,
+    port::{
+        Notifier, Opened, QueuePair, dgram,
+        stream::{self, Place, StreamConfig},
+    },
+    stats::Counter,
+};
 
 struct Counting;
 
@@ -44,7 +55,7 @@ mod lab {
         fdb::Fdb,
         frame::offload::{Capabilities, VNET_HDR_BYTES},
         id::{DomainId, Epoch},
-        port::{PortRx, PortTx, RxStatus, Sent},
+        port::{PortRx, PortTx, QueuePair, RxStatus, Sent},
         topology::{Attachment, DomainDef, Dress, PortDef, PortShared, Role, StormLimits, Topology},
         worker::{PollMode, Worker},
     };
@@ -85,13 +96,15 @@ mod lab {
         }
     }
 
-    pub fn worker_parts(clock: Clock) -> (Worker, Vec<Arc<PortShared>>) {
+    /// A worker on two ports that reach each other.
+    pub fn worker_parts(clock: Clock, queues: [QueuePair; 2]) -> (Worker, Vec<Arc<PortShared>>) {
         let parts = switch_core::worker::channels();
         let (mut worker, _waker) =
             Worker::new(0, Arc::new(Fdb::with_seed(4096, 1)), clock, PollMode::Busy, parts.inbox, parts.report)
                 .expect("descriptors");
         let member = Attachment { domain: DomainId(0), dress: Dress::Untagged, role: Role::PROMISCUOUS };
-        let shared: Vec<_> = (0..2).map(|_| Arc::new(PortShared::new(vec![Box::new(Swallow)], 1))).collect();
+        let (rx, tx): (Vec<_>, Vec<_>) = queues.into_iter().map(|q| (q.rx, q.tx)).unzip();
+        let shared: Vec<_> = tx.into_iter().map(|tx| Arc::new(PortShared::new(vec![tx], 1))).collect();
         let defs = (0..2u16)
             .map(|i| PortDef {
                 id: PortId(i),
@@ -106,8 +119,8 @@ mod lab {
             .collect();
         let domains = [DomainDef { id: DomainId(0), mtu: 1500, group_fwd_mask: 1 }];
         worker.take_up(Arc::new(Topology::build(Epoch(1), defs, &domains).expect("valid")));
-        for i in 0..2u8 {
-            worker.own(PortId(u16::from(i)), 0, Box::new(Source(i + 1)), Arc::default()).expect("nothing to watch");
+        for (i, rx) in (0..).zip(rx) {
+            worker.own(PortId(i), 0, rx, Arc::default()).expect("watched");
         }
         (worker, shared)
     }
@@ -116,7 +129,8 @@ mod lab {
 #[test]
 fn turns_do_not_allocate() {
     let clock = Clock::start();
-    let (mut worker, shared) = worker_parts(clock);
+    let queues = [1, 2].map(|i| QueuePair { rx: Box::new(Source(i)), tx: Box::new(Swallow) });
+    let (mut worker, shared) = worker_parts(clock, queues);
     let before_setup = ALLOCATIONS.with(Cell::get);
     assert!(before_setup > 0, "the counter counts");
     for _ in 0..4 {
@@ -127,6 +141,59 @@ fn turns_do_not_allocate() {
         assert!(worker.turn(clock.now()));
     }
     assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "allocations in 1000 turns of 128 frames");
-    let sent: u64 = shared.iter().map(|s| s.counters.total().get(switch_core::stats::Counter::TxFrames)).sum();
+    let sent: u64 = shared.iter().map(|s| s.counters.total().get(Counter::TxFrames)).sum();
     assert!(sent > 100_000, "frames were really moved: {sent}");
+}
+
+fn frame(to: u8, from: u8) -> [u8; 60] {
+    let mut frame = [0; 60];
+    frame[..14].copy_from_slice(&[2, 0, 0, 0, 0, to, 2, 0, 0, 0, 0, from, 8, 0]);
+    frame
+}
+
+#[test]
+fn turns_on_sockets_do_not_allocate() {
+    const FRAMES: usize = 32;
+    let directory = std::env::temp_dir().join(vswitch_benches::netns::unique("vswitch-alloc-"));
+    std::fs::create_dir(&directory).expect("made");
+    let (ours, theirs) = (directory.join("ours"), directory.join("theirs"));
+    let place = Place::Path(directory.join("stream"));
+    let config = StreamConfig { place, server: true, owner: None, group: None, perm: None };
+    let mut stream = stream::open(&config, Notifier::new(|| {})).expect("opened");
+    let ends = dgram::Ends::Unix { path: ours.clone(), peer: theirs.clone() };
+    let config = dgram::DgramConfig { ends, owner: None, group: None, perm: None };
+    let mut dgram = dgram::open(&config).expect("opened");
+    let mut connected = UnixStream::connect(directory.join("stream")).expect("it listens");
+    let bound = UnixDatagram::bind(&theirs).expect("bound");
+    bound.set_nonblocking(true).expect("set");
+    vswitch_benches::netns::wait_for("both are up", vswitch_tests::PATIENCE, || {
+        stream.control.missing().is_none() && dgram.control.missing().is_none()
+    })
+    .expect("up");
+    let queue = |opened: &mut Opened| opened.queues.pop().expect("one queue");
+    let clock = Clock::start();
+    let (mut worker, shared) = worker_parts(clock, [queue(&mut stream), queue(&mut dgram)]);
+    let burst = [&[0, 0, 0, 60][..], &frame(2, 1)].concat().repeat(FRAMES);
+    let mut bytes = vec![0; burst.len()];
+    let mut turn = || {
+        connected.write_all(&burst).expect("sent");
+        // Some may find the queue of datagrams full: its length is the system's.
+        for _ in 0..4 {
+            bound.send_to(&frame(1, 2), &ours).expect("sent");
+        }
+        let before = ALLOCATIONS.with(Cell::get);
+        worker.turn(clock.now());
+        let after = ALLOCATIONS.with(Cell::get);
+        connected.read_exact(&mut bytes[..4 * 64]).expect("what the datagrams brought");
+        while bound.recv(&mut bytes).is_ok() {}
+        after - before
+    };
+    for _ in 0..4 {
+        turn();
+    }
+    let allocations: u64 = (0..200).map(|_| turn()).sum();
+    assert_eq!(allocations, 0);
+    let sent = |i: usize| shared[i].counters.total().get(Counter::TxFrames);
+    assert!(sent(0) == 4 * 204 && sent(1) >= 4 * 204, "frames were really moved: {} {}", sent(0), sent(1));
+    std::fs::remove_dir_all(&directory).expect("removed");
 }

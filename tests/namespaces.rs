@@ -214,7 +214,7 @@ fn a_tag_that_a_host_sends_takes_it_nowhere() {
     ];
     sender.send(&attempts).expect("sent");
     // The last one is legitimate: what was sent before it has been judged when it arrives.
-    sender.send(&[plain.clone()]).expect("sent");
+    sender.send(std::slice::from_ref(&plain)).expect("sent");
     let mut seen: Vec<Vec<u8>> = Vec::new();
     let [mut trunk, mut blue]: [RawSocket; 2] = sockets.try_into().expect("two sockets");
     wait_for("the plain frame", PATIENCE, || {

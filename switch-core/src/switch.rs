@@ -232,7 +232,7 @@ impl Switch {
         Ok(())
     }
 
-    /// Brings `rx_lost` of all ports up to date.
+    /// Brings `rx_lost` and `rx_errors` of all ports up to date.
     ///
     /// # Errors
     /// A worker has died.

@@ -96,7 +96,7 @@ pub enum Command {
         /// Acknowledged when they are closed.
         done: Sender<()>,
     },
-    /// Bring the counters of frames lost in the kernel up to date.
+    /// Bring the counters that drivers keep themselves up to date.
     CollectLost {
         /// Acknowledged when done.
         done: Sender<()>,
@@ -416,9 +416,11 @@ impl Worker {
 
     fn collect_lost(&mut self) {
         for queue in self.queues.iter_mut().flatten() {
-            let lost = queue.rx.take_lost();
-            if let (true, Some(port)) = (lost > 0, self.topology.port(queue.port)) {
-                port.shared.counters.of(self.index).add(Counter::RxLost, lost);
+            let (lost, errors) = (queue.rx.take_lost(), queue.rx.take_errors());
+            if let (true, Some(port)) = (lost + errors > 0, self.topology.port(queue.port)) {
+                let counters = port.shared.counters.of(self.index);
+                counters.add(Counter::RxLost, lost);
+                counters.add(Counter::RxErrors, errors);
             }
         }
     }

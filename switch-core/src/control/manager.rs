@@ -12,6 +12,7 @@ use std::{
 
 use super::{
     desired::{Desired, Origin, Owned},
+    drivers::Drivers,
     journal::Journal,
     plan::{Step, needs_reopen, plan},
     spec::{AttachmentSpec, DEFAULT_DOMAIN, DomainSpec, DressSpec, Kind, PortSpec, RoleSpec, SpecError},
@@ -22,7 +23,7 @@ use crate::{
     id::{DomainId, MAX_PORTS, PortId},
     link::{Link, Links},
     mac::MacAddr,
-    port::{Notifier, Opened, PortControl, PortRx, guard::Guards, packet, tap},
+    port::{Notifier, Opened, PortControl, PortRx, guard::Guards},
     stats::Counter,
     switch::{Settings, Switch, SwitchError},
     topology::{Attachment, DomainDef, Dress, PortDef, PortShared, Role},
@@ -81,8 +82,7 @@ pub struct Manager {
     switch: Switch,
     settings: Settings,
     journal: Option<Journal>,
-    links: Links,
-    guards: Arc<Guards>,
+    drivers: Drivers,
     news: Arc<tokio::sync::Notify>,
     desired: Desired,
     open: HashMap<String, Open>,
@@ -111,8 +111,7 @@ impl Manager {
             switch,
             settings,
             journal: None,
-            links: Links::new(notifier),
-            guards,
+            drivers: Drivers { links: Links::new(notifier.clone()), guards, notifier },
             news,
             desired: Desired::default(),
             open: HashMap::new(),
@@ -231,7 +230,7 @@ impl Manager {
         let mut grants = Vec::new();
         let mut used: BTreeSet<u16> = self.open.values().map(|o| o.id.0).collect();
         for spec in specs {
-            match open_device(spec, &self.links, &self.guards) {
+            match self.drivers.open(spec) {
                 Ok(Opened { queues, mut control }) => {
                     let id =
                         (0..MAX_PORTS as u16).find(|id| !used.contains(id)).expect("the number of ports was checked");
@@ -273,7 +272,7 @@ impl Manager {
     }
 
     fn tx_dropped(&self, spec: &PortSpec) -> u64 {
-        let space = self.links.space(spec.netns.as_deref());
+        let space = self.drivers.links.space(spec.netns.as_deref());
         space.ok().and_then(|s| s.known(spec.device())).map_or(0, |link| link.tx_dropped)
     }
 
@@ -521,7 +520,7 @@ impl Manager {
         let mut devices = HashMap::new();
         for netns in namespaces {
             // A namespace that is gone has no devices to ask; its ports are waiting.
-            let links = self.links.space(netns.as_deref()).and_then(|space| space.list()).unwrap_or_default();
+            let links = self.drivers.links.space(netns.as_deref()).and_then(|space| space.list()).unwrap_or_default();
             for link in links {
                 devices.insert((netns.clone(), link.name.clone()), link);
             }
@@ -725,35 +724,4 @@ fn attachment(
         }
     };
     Attachment { domain, dress, role }
-}
-
-/// Opens a port's device. The error is the reason for which it waits.
-fn open_device(spec: &PortSpec, links: &Links, guards: &Arc<Guards>) -> Result<Opened, String> {
-    match spec.kind {
-        Kind::Tap => {
-            let config = tap::TapConfig {
-                device: spec.device().to_owned(),
-                netns: spec.netns.clone(),
-                queues: spec.queues,
-                offload: spec.offload,
-                mtu: spec.mtu,
-                mac: spec.mac,
-                owner: spec.owner,
-                group: spec.group,
-                persist: spec.persist,
-                up: true,
-            };
-            tap::open(&config, links).map_err(|e| e.to_string())
-        }
-        Kind::Packet => {
-            let config = packet::PacketConfig {
-                device: spec.device().to_owned(),
-                netns: spec.netns.clone(),
-                queues: spec.queues,
-                offload: spec.offload,
-                guards: spec.guarded().then(|| Arc::clone(guards)),
-            };
-            packet::open(&config, links).map_err(|e| e.to_string())
-        }
-    }
 }

@@ -10,6 +10,7 @@
 
 pub mod config;
 pub mod desired;
+mod drivers;
 pub mod journal;
 pub mod manager;
 pub mod plan;

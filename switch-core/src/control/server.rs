@@ -3,13 +3,7 @@
 //! The socket has mode 0660, and the peer's credentials are checked as well: root, the user that runs the switch, and
 //! members of the socket's group. Bodies are bounded; a client that sends half a request holds up nobody else.
 
-use std::{
-    fs, io,
-    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -32,7 +26,10 @@ use super::{
     spec::{AttachmentSpec, DomainSpec, PortSpec, SpecError},
     wire::{Add, Apply, DomainView, Done, FdbView, FlushRequest, Flushed, PortChange, PortView, Refusal, Status},
 };
-use crate::mac::MacAddr;
+use crate::{
+    mac::MacAddr,
+    port::socket::{self, SocketFile},
+};
 
 /// The largest request body: a configuration of some ten thousand ports.
 pub const MAX_BODY_BYTES: usize = 4 << 20;
@@ -282,7 +279,7 @@ fn router(manager: Shared, allowed: Allowed) -> Router {
 /// A bound socket that is removed when it is dropped.
 pub struct Socket {
     listener: std::os::unix::net::UnixListener,
-    path: PathBuf,
+    file: SocketFile,
 }
 
 impl Socket {
@@ -291,29 +288,15 @@ impl Socket {
     /// # Errors
     /// The directory cannot be made, somebody answers on the socket, or something else lies at the path.
     pub fn bind(path: &Path) -> io::Result<Socket> {
-        let named = |e: io::Error| io::Error::new(e.kind(), format!("cannot bind API socket {}: {e}", path.display()));
+        let named = |e: io::Error| {
+            let mend = if e.kind() == io::ErrorKind::AddrInUse { "; stop it, or use --api SOCKET" } else { "" };
+            io::Error::new(e.kind(), format!("cannot bind API socket {}: {e}{mend}", path.display()))
+        };
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(named)?;
         }
-        if let Ok(metadata) = fs::symlink_metadata(path) {
-            if !metadata.file_type().is_socket() {
-                return Err(named(io::Error::other("there is something else at this path")));
-            }
-            if std::os::unix::net::UnixStream::connect(path).is_ok() {
-                return Err(named(io::Error::other("another vswitch answers there; stop it, or use --api SOCKET")));
-            }
-            fs::remove_file(path).map_err(named)?;
-        }
-        let listener = std::os::unix::net::UnixListener::bind(path).map_err(named)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE)).map_err(named)?;
-        listener.set_nonblocking(true).map_err(named)?;
-        Ok(Socket { listener, path: path.to_owned() })
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        let (listener, file) = socket::listen(path, None, None, Some(SOCKET_MODE)).map_err(named)?;
+        Ok(Socket { listener, file })
     }
 }
 
@@ -322,7 +305,7 @@ impl Drop for Socket {
 /// # Errors
 /// The listener fails.
 pub async fn serve(socket: Socket, manager: Shared, stop: impl Future<Output = ()>) -> io::Result<()> {
-    let gid = fs::metadata(&socket.path)?.gid();
+    let gid = fs::metadata(socket.file.path())?.gid();
     let allowed = Allowed { uid: nix::unistd::geteuid().as_raw(), gid };
     let listener = UnixListener::from_std(socket.listener.try_clone()?)?;
     let app = router(Arc::clone(&manager), allowed).into_make_service_with_connect_info::<Peer>();

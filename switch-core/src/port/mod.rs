@@ -5,10 +5,13 @@
 //! done now and says how things stand. A device that fails is a status or a counter, never an error that reaches
 //! another port.
 
+pub mod dgram;
 pub mod guard;
 pub mod mem;
 pub mod netdev;
 pub mod packet;
+pub mod socket;
+pub mod stream;
 pub mod tap;
 
 use std::{os::fd::RawFd, sync::Arc};
@@ -57,6 +60,12 @@ pub trait PortRx: Send {
     fn take_lost(&mut self) -> u64 {
         0
     }
+
+    /// What the other side did since the last call that it should not have done; see
+    /// [`Counter::RxErrors`](crate::stats::Counter::RxErrors). Called together with [`take_lost`](Self::take_lost).
+    fn take_errors(&mut self) -> u64 {
+        0
+    }
 }
 
 /// What became of the frames given to one [`PortTx::tx`] call.
@@ -74,8 +83,6 @@ pub struct Sent {
     pub too_big: u32,
     /// Refused by the device for another reason.
     pub error: u32,
-    /// A half-written frame is pending: call [`PortTx::flush`] on writability.
-    pub pending: bool,
 }
 
 impl Sent {
@@ -91,15 +98,6 @@ impl Sent {
     }
 }
 
-/// Whether a byte stream still has the rest of a frame to write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pending {
-    /// Nothing.
-    Empty,
-    /// The peer does not take it now: call again when the descriptor is writable.
-    Tail,
-}
-
 /// One transmit queue. Locked once per batch.
 pub trait PortTx: Send {
     /// What may be left owed on frames given to [`tx`](Self::tx). May change with the device's settings; asked once
@@ -108,17 +106,10 @@ pub trait PortTx: Send {
 
     /// Sends all frames of `egress` in order, or drops and counts. Never blocks; retries are bounded.
     /// `frames + all drops` of the result equals `egress.len()`.
+    ///
+    /// A byte stream keeps the rest of a frame that was half written, and nothing else; going on with it is the
+    /// business of the driver's receive half, whose owner it wakes through [`PortRx::readiness`].
     fn tx(&mut self, egress: &Egress<'_>) -> Sent;
-
-    /// Goes on writing a pending tail.
-    fn flush(&mut self) -> Pending {
-        Pending::Empty
-    }
-
-    /// The descriptor to watch for writability while a tail is pending.
-    fn writability(&self) -> Option<RawFd> {
-        None
-    }
 }
 
 /// Tells the control thread that something about a port has changed beside the frame path (a peer came or went, a device

@@ -7,4 +7,5 @@ pub mod ethtool;
 pub mod packet;
 pub mod prefetch;
 pub mod raw;
+pub mod send;
 pub mod tap;

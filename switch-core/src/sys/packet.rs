@@ -1,5 +1,5 @@
-//! AF_PACKET sockets as ports: options that no crate offers, a receive that says what the kernel took off the frames,
-//! and many frames per call both ways.
+//! AF_PACKET sockets as ports: options that no crate offers, and a receive of many frames that says what the kernel took
+//! off each.
 
 use std::{
     io,
@@ -12,17 +12,12 @@ use crate::{
     frame::{offload::VNET_HDR_BYTES, vlan::OuterTag},
 };
 
-/// Frames per send.
-const BURST: usize = 64;
-/// Parts per send. One frame always fits.
-const PARTS: usize = 4 * BURST;
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 const PACKET_VNET_HDR_SZ: libc::c_int = 24;
 /// The header without `num_buffers`, which is all that older kernels know.
 const SHORT_HDR_BYTES: usize = 10;
 const PACKET_FANOUT_FLAG_IGNORE_OUTGOING: u32 = 0x4000;
 const BUFFER_BYTES: libc::c_int = 16 << 20;
-const NO_PART: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
 
 /// `struct tpacket_auxdata`.
 #[repr(C)]
@@ -209,7 +204,7 @@ impl PacketSocket {
         buffers: impl Iterator<Item = (&'a mut [u8], &'a mut [u8])>,
         into: &mut [Received; BURST_FRAMES],
     ) -> io::Result<usize> {
-        let mut parts = [[NO_PART; 2]; BURST_FRAMES];
+        let mut parts = [[super::send::NO_PART; 2]; BURST_FRAMES];
         let mut controls = [Control([0; CONTROL_BYTES]); BURST_FRAMES];
         // SAFETY: all-zero bytes are a valid mmsghdr.
         let mut messages: [libc::mmsghdr; BURST_FRAMES] = unsafe { std::mem::zeroed() };
@@ -257,40 +252,7 @@ impl PacketSocket {
     /// # Errors
     /// As the kernel says; none of the frames was sent.
     pub fn send(&self, frames: &[OutFrame<'_>]) -> io::Result<usize> {
-        let mut parts = [NO_PART; PARTS];
-        // SAFETY: all-zero bytes are a valid mmsghdr.
-        let mut messages: [libc::mmsghdr; BURST] = unsafe { std::mem::zeroed() };
-        let (mut used, mut count) = (0, 0);
-        for (frame, message) in frames.iter().zip(&mut messages) {
-            let needed = 3 + frame.tail.len();
-            if used + needed > PARTS {
-                break;
-            }
-            let begin = used;
-            let mut push = |base: *const u8, len: usize| {
-                if len > 0 {
-                    parts[used] = libc::iovec { iov_base: base.cast_mut().cast(), iov_len: len };
-                    used += 1;
-                }
-            };
-            push(frame.first.as_ptr(), self.header);
-            let body = &frame.first[VNET_HDR_BYTES..];
-            push(body.as_ptr(), body.len());
-            push(frame.rest.as_ptr(), frame.rest.len());
-            for piece in frame.tail {
-                push(piece.as_ptr(), piece.len());
-            }
-            message.msg_hdr.msg_iov = parts[begin..].as_mut_ptr();
-            message.msg_hdr.msg_iovlen = used - begin;
-            count += 1;
-        }
-        if count == 0 && !frames.is_empty() {
-            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
-        }
-        // SAFETY: the first `count` messages point into `parts`, whose entries are borrowed slices or pieces that stay
-        // mapped while their batch is not cleared, which the frames' lifetime guarantees.
-        let n = unsafe { libc::sendmmsg(self.fd.as_raw_fd(), messages.as_mut_ptr(), count, 0) };
-        checked(n).map(|n| n as usize)
+        super::send::messages(self.fd.as_raw_fd(), None, self.header, frames)
     }
 
     /// Frames that found the socket's buffer full since the last call.

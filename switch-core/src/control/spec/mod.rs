@@ -80,6 +80,10 @@ mod tests {
         assert_eq!((port.queues, port.offload, port.domains), (2, false, default_attachments()));
         let port: PortSpec = "t0=tap,domain=none".parse().expect("valid");
         assert!(port.domains.is_empty());
+        let port: PortSpec = "s0=stream,path=/run/s0,mode=client".parse().expect("valid");
+        assert_eq!((port.path, port.mode), (Some("/run/s0".into()), Some(SocketMode::Client)));
+        let port: PortSpec = "s0=dgram,address=[::1]:7001,peer=[::1]:7002".parse().expect("valid");
+        assert_eq!(port.peer_address().map(|a| a.port()), Ok(7002));
         let domain: DomainSpec = "br0,host=on,mtu=9000,ageing=0".parse().expect("valid");
         assert_eq!((domain.host, domain.mtu, domain.ageing), (true, 9000, 0));
     }
@@ -99,6 +103,13 @@ mod tests {
             ("t0=tap,guard=off", "guard= is not for tap ports"),
             ("t0=packet,mtu=1400", "mtu= is not for packet"),
             ("t0=tap,path=/run/x", "path= is not for tap"),
+            ("s0=stream", "either path="),
+            ("s0=stream,path=/run/x,address=1.2.3.4:5", "either path="),
+            ("s0=stream,address=here", "ADDRESS:PORT"),
+            ("s0=stream,path=/run/x,mode=client,perm=0600", "that the switch makes"),
+            ("s0=stream,path=/run/x,peer=/run/y", "peer= is not for stream"),
+            ("s0=dgram,path=/run/x", "peer= is missing"),
+            ("s0=dgram,address=1.2.3.4:5,peer=/run/y", "ADDRESS:PORT"),
             ("t0=tap,colour=red", "unknown key \"colour\""),
             ("a-very-long-port-name=tap", "device="),
             ("a/b=tap", "cannot be a port name"),

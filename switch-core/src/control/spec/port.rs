@@ -3,7 +3,7 @@
 //! All kinds share one structure, because the file, the API and the command line name settings and not structures; which
 //! keys a kind takes is one table ([`Kind::keys`]).
 
-use std::{path::PathBuf, str::FromStr};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,11 +24,16 @@ pub enum Kind {
     Tap,
     /// A netdev that exists already, over an AF_PACKET socket.
     Packet,
+    /// Frames over a connection (QEMU's `-netdev stream`).
+    Stream,
+    /// Frames in datagrams (QEMU's `-netdev dgram`).
+    Dgram,
 }
 
 impl Kind {
     /// All kinds, for messages.
-    pub const ALL: &'static [(&'static str, Kind)] = &[("tap", Kind::Tap), ("packet", Kind::Packet)];
+    pub const ALL: &'static [(&'static str, Kind)] =
+        &[("tap", Kind::Tap), ("packet", Kind::Packet), ("stream", Kind::Stream), ("dgram", Kind::Dgram)];
 
     /// The keys that describe the device or socket of this kind; the others every port has.
     #[must_use]
@@ -36,6 +41,8 @@ impl Kind {
         match self {
             Kind::Tap => &["device", "netns", "queues", "offload", "mtu", "mac", "owner", "group", "persist"],
             Kind::Packet => &["device", "netns", "queues", "offload", "guard"],
+            Kind::Stream => &["path", "address", "mode", "owner", "group", "perm"],
+            Kind::Dgram => &["path", "address", "peer", "owner", "group", "perm"],
         }
     }
 
@@ -108,6 +115,12 @@ fn group_id(text: &str) -> Result<u32, SpecError> {
     }
 }
 
+fn socket_address(key: &str, text: &str) -> Result<SocketAddr, SpecError> {
+    text.parse().or_else(|_| {
+        wrong(format!("{key}={text}: use ADDRESS:PORT, for example {key}=127.0.0.1:7001 or {key}=[::1]:7001"))
+    })
+}
+
 /// A port as it is wanted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -149,13 +162,16 @@ pub struct PortSpec {
     /// The Unix socket: ours in server mode, the other side's in client mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
+    /// Address and port, instead of a Unix socket: as `path`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
     /// Which side of the socket the switch is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<SocketMode>,
     /// Permission bits of the socket that the switch makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perm: Option<u32>,
-    /// The other side's socket, where both sides have one (datagrams).
+    /// The other side's socket or address, where both sides have one (datagrams).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<PathBuf>,
     /// Administrative state: `false` drops everything in both directions.
@@ -196,6 +212,7 @@ impl PortSpec {
             persist: None,
             guard: None,
             path: None,
+            address: None,
             mode: None,
             perm: None,
             peer: None,
@@ -227,6 +244,7 @@ impl PortSpec {
             "persist" => self.persist = Some(switch_value(key, value)?),
             "guard" => self.guard = Some(switch_value(key, value)?),
             "path" => self.path = Some(value.into()),
+            "address" => self.address = Some(socket_address(key, value)?),
             "peer" => self.peer = Some(value.into()),
             "perm" => match u32::from_str_radix(value, 8) {
                 Ok(bits @ 0..=0o777) => self.perm = Some(bits),
@@ -284,6 +302,9 @@ impl PortSpec {
                 "port \"{name}\": \"{device}\" cannot be a device name (1 to {MAX_DEVICE_NAME} characters); give the device its own name with device="
             ));
         }
+        if !self.kind.is_device() {
+            self.check_socket()?;
+        }
         if let Some(mtu) = self.mtu
             && !(MIN_MTU..=MAX_MTU).contains(&mtu)
         {
@@ -306,6 +327,44 @@ impl PortSpec {
         Ok(())
     }
 
+    /// Checks that the keys of a socket go together.
+    fn check_socket(&self) -> Result<(), SpecError> {
+        let name = &self.name;
+        let one_place = match self.kind {
+            Kind::Stream | Kind::Dgram => Some(self.path.is_some() != self.address.is_some()),
+            Kind::Tap | Kind::Packet => None,
+        };
+        if one_place == Some(false) {
+            let kind = self.kind.name();
+            return wrong(format!(
+                "port \"{name}\": a {kind} port has either path= (a Unix socket) or address= (ADDRESS:PORT)"
+            ));
+        }
+        if self.kind == Kind::Dgram {
+            match (&self.peer, self.address) {
+                (None, _) => return wrong(format!("port \"{name}\": peer= is missing: where to send frames to")),
+                (Some(_), Some(_)) => drop(self.peer_address()?),
+                (Some(_), None) => {}
+            }
+        }
+        let made = self.path.is_some() && self.mode != Some(SocketMode::Client);
+        if !made && (self.owner.is_some() || self.group.is_some() || self.perm.is_some()) {
+            return wrong(format!(
+                "port \"{name}\": owner=, group= and perm= are for a Unix socket that the switch makes"
+            ));
+        }
+        Ok(())
+    }
+
+    /// The other side's address, if it is one.
+    ///
+    /// # Errors
+    /// `peer` is something else.
+    pub fn peer_address(&self) -> Result<SocketAddr, SpecError> {
+        let peer = self.peer.as_deref().unwrap_or_else(|| std::path::Path::new(""));
+        socket_address("peer", &peer.to_string_lossy())
+    }
+
     /// The device keys that were given (those whose value is not what it is when the key is left out).
     fn given(&self) -> Vec<&'static str> {
         [
@@ -320,6 +379,7 @@ impl PortSpec {
             ("persist", self.persist.is_some()),
             ("guard", self.guard.is_some()),
             ("path", self.path.is_some()),
+            ("address", self.address.is_some()),
             ("mode", self.mode.is_some()),
             ("perm", self.perm.is_some()),
             ("peer", self.peer.is_some()),

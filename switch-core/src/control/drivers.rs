@@ -1,0 +1,76 @@
+//! From a SPEC to an open port: each kind's settings, and what all drivers share on the control side.
+
+use std::sync::Arc;
+
+use super::spec::{Kind, PortSpec, SocketMode};
+use crate::{
+    link::Links,
+    port::{Notifier, Opened, dgram, guard::Guards, packet, stream, tap},
+};
+
+/// What drivers need beside their SPEC.
+pub(super) struct Drivers {
+    pub(super) links: Links,
+    pub(super) guards: Arc<Guards>,
+    pub(super) notifier: Notifier,
+}
+
+impl Drivers {
+    /// Opens a port. The error is the reason for which it waits.
+    pub(super) fn open(&self, spec: &PortSpec) -> Result<Opened, String> {
+        match spec.kind {
+            Kind::Tap => {
+                let config = tap::TapConfig {
+                    device: spec.device().to_owned(),
+                    netns: spec.netns.clone(),
+                    queues: spec.queues,
+                    offload: spec.offload,
+                    mtu: spec.mtu,
+                    mac: spec.mac,
+                    owner: spec.owner,
+                    group: spec.group,
+                    persist: spec.persist,
+                    up: true,
+                };
+                tap::open(&config, &self.links).map_err(|e| e.to_string())
+            }
+            Kind::Packet => {
+                let config = packet::PacketConfig {
+                    device: spec.device().to_owned(),
+                    netns: spec.netns.clone(),
+                    queues: spec.queues,
+                    offload: spec.offload,
+                    guards: spec.guarded().then(|| Arc::clone(&self.guards)),
+                };
+                packet::open(&config, &self.links).map_err(|e| e.to_string())
+            }
+            Kind::Stream => {
+                let place = match (&spec.path, spec.address) {
+                    (Some(path), _) => stream::Place::Path(path.clone()),
+                    (None, Some(address)) => stream::Place::Address(address),
+                    (None, None) => return Err("neither path= nor address= is given".to_owned()),
+                };
+                let config = stream::StreamConfig {
+                    place,
+                    server: spec.mode != Some(SocketMode::Client),
+                    owner: spec.owner,
+                    group: spec.group,
+                    perm: spec.perm,
+                };
+                stream::open(&config, self.notifier.clone()).map_err(|e| e.to_string())
+            }
+            Kind::Dgram => {
+                let ends = match (&spec.path, &spec.peer, spec.address) {
+                    (Some(path), Some(peer), _) => dgram::Ends::Unix { path: path.clone(), peer: peer.clone() },
+                    (None, _, Some(address)) => {
+                        let peer = spec.peer_address().map_err(|e| e.to_string())?;
+                        dgram::Ends::Udp { address, peer }
+                    }
+                    _ => return Err("path= or address=, or peer= is not given".to_owned()),
+                };
+                let config = dgram::DgramConfig { ends, owner: spec.owner, group: spec.group, perm: spec.perm };
+                dgram::open(&config).map_err(|e| e.to_string())
+            }
+        }
+    }
+}
