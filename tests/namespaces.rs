@@ -250,7 +250,7 @@ fn jumbo_frames_pass_where_the_domain_allows_them() {
 fn other_ports_lose_no_frame_while_the_switch_is_changed() {
     let lab = Lab::new(&["", ""], &[]);
     assert!(lab.pings(0, 1));
-    let stream = Stream { dst: lab.mac(1), src: lab.mac(0), bytes: 200, rate: 20_000 };
+    let stream = Stream { dst: lab.mac(1), src: lab.mac(0), bytes: 200, rate: 5_000 };
     let sink = Sink::start(&lab.hosts[1], "eth0").expect("sink");
     let sent = std::thread::scope(|scope| {
         let sender = scope.spawn(|| frames::send(&lab.hosts[0], "eth0", &stream, Duration::from_secs(3)));
