@@ -108,7 +108,7 @@ impl Tally {
 pub struct Sink {
     stop: Arc<AtomicBool>,
     count: Arc<AtomicU64>,
-    thread: JoinHandle<anyhow::Result<Tally>>,
+    thread: JoinHandle<anyhow::Result<(Tally, Instant)>>,
 }
 
 impl Sink {
@@ -124,11 +124,16 @@ impl Sink {
         let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&count));
         let thread = std::thread::spawn(move || {
             let mut tally = Tally::default();
+            let mut last = Instant::now();
             loop {
+                let before = tally.received;
                 let n = socket.receive(|frame| tally.note(frame))?;
-                counted.store(tally.received, Relaxed);
+                if tally.received > before {
+                    last = Instant::now();
+                    counted.store(tally.received, Relaxed);
+                }
                 if n == 0 && stopped.load(Relaxed) {
-                    return Ok(tally);
+                    return Ok((tally, last));
                 }
             }
         });
@@ -146,6 +151,14 @@ impl Sink {
     /// # Errors
     /// The socket failed.
     pub fn finish(self) -> anyhow::Result<Tally> {
+        Ok(self.finish_timed()?.0)
+    }
+
+    /// As [`finish`](Self::finish), and says when the last frame arrived.
+    ///
+    /// # Errors
+    /// The socket failed.
+    pub fn finish_timed(self) -> anyhow::Result<(Tally, Instant)> {
         self.stop.store(true, Relaxed);
         self.thread.join().map_err(|_| anyhow::anyhow!("the sink panicked"))?
     }

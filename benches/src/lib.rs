@@ -1,8 +1,13 @@
-//! The laboratory: namespaces, a generator and a sink of numbered frames, reference forwarders and statistics. Used by
-//! `vswitch demo`, the end-to-end benchmark and the tests.
+//! The laboratory: namespaces, a generator and a sink of numbered frames, contestants and statistics. Used by
+//! `vswitch demo`, the benchmarks and the tests.
 
+pub mod contestants;
+pub mod counters;
 pub mod frames;
+pub mod measure;
 pub mod netns;
-pub mod reference;
+pub mod report;
+pub mod scale;
 pub mod stats;
 pub mod tools;
+pub mod turns;

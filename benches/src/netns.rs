@@ -170,13 +170,18 @@ impl KernelBridge {
         let home = Namespace::new("kb")?;
         home.exec(&["ip", "link", "add", "br0", "type", "bridge"])?;
         home.exec(&["ip", "link", "set", "br0", "up"])?;
-        // Absent where br_netfilter is not in the kernel, which is as good as off.
-        let _ = home.exec(&["sh", "-c", "echo 0 >/proc/sys/net/bridge/bridge-nf-call-iptables; echo 0 >/proc/sys/net/bridge/bridge-nf-call-ip6tables; echo 0 >/proc/sys/net/bridge/bridge-nf-call-arptables"]);
+        KernelBridge::quiet_rules(&home);
         for (index, member) in members.iter().enumerate() {
             let inner = format!("p{index}");
             home.exec(&["ip", "link", "add", &inner, "type", "veth", "peer", "name", device, "netns", member.name()])?;
             home.exec(&["ip", "link", "set", &inner, "master", "br0", "up"])?;
         }
         Ok(KernelBridge { home })
+    }
+
+    /// Spares the frames of bridges in a namespace the IP packet filter, as no other contestant has one.
+    pub fn quiet_rules(home: &Namespace) {
+        // Absent where br_netfilter is not in the kernel, which is as good as off.
+        let _ = home.exec(&["sh", "-c", "for f in /proc/sys/net/bridge/bridge-nf-call-*; do echo 0 >$f; done"]);
     }
 }

@@ -31,7 +31,9 @@ pub fn tcp(client: &Namespace, server: &Namespace, address: &str, time: Duration
         server.exec(&["ss", "-Hltn", "sport = :5201"]).is_ok_and(|out| !out.is_empty())
     })?;
     let seconds = format!("{:.0}", time.as_secs_f64().max(1.0));
-    let out = client.exec(&["iperf3", "-J", "-c", address, "-t", &seconds])?;
+    // iperf3 waits for ever for a peer that does not answer.
+    let limit = format!("{:.0}", time.as_secs_f64() + 20.0);
+    let out = client.exec(&["timeout", &limit, "iperf3", "-J", "-c", address, "-t", &seconds])?;
     let json: serde_json::Value = serde_json::from_str(&out).context("iperf3 printed no JSON")?;
     Ok(Tcp {
         bits_per_second: json["end"]["sum_received"]["bits_per_second"]
@@ -40,6 +42,9 @@ pub fn tcp(client: &Namespace, server: &Namespace, address: &str, time: Duration
         retransmits: json["end"]["sum_sent"]["retransmits"].as_u64().unwrap_or(0),
     })
 }
+
+/// A flood ends after so many seconds at the latest: where replies are late, it sends only a hundred per second.
+const FLOOD_LIMIT_S: &str = "5";
 
 /// What `ping` found.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,7 +64,7 @@ pub struct Ping {
 pub fn ping(from: &Namespace, address: &str, count: u32, flood: bool) -> anyhow::Result<Ping> {
     let count = count.to_string();
     let mut words = vec!["ping", "-n", "-q", "-W", "1", "-c", &count];
-    words.extend(if flood { &["-f"][..] } else { &["-i", "0.05"][..] });
+    words.extend(if flood { &["-f", "-w", FLOOD_LIMIT_S][..] } else { &["-i", "0.05"][..] });
     words.push(address);
     let output = from.output(&words)?;
     parse_ping(&String::from_utf8_lossy(&output.stdout))

@@ -1,307 +1,277 @@
-//! The end-to-end benchmark: two namespaces, a forwarder between them, three numbers.
+//! The end-to-end benchmark: one scenario, some contestants, medians and paired ratios.
 //!
 //! Contestants take turns run by run, so that what the machine does besides hits all of them alike; what counts is the
 //! ratio within a round, of which the median and its bootstrap interval are printed. Every run makes its forwarder anew
 //! and removes it again. SIGINT and SIGTERM end the program between two measurements, with everything removed.
 
-use std::{
-    os::unix::process::CommandExt,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
-    time::Duration,
-};
+use std::{path::PathBuf, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use anyhow::{Context, bail};
-use nix::sys::signal::{SigSet, Signal, kill};
-use switch_core::mac::MacAddr;
+use tokio::signal::unix::{SignalKind, signal};
 use vswitch_benches::{
-    frames::{self, Sink, Stream},
-    netns::{KernelBridge, Namespace, Process, exec, unique, wait_for},
-    reference::BareLoop,
-    stats::{interval, median},
-    tools::{installed, ping, tcp},
+    contestants::{Setup, Wires, forward},
+    measure::{CANCELLED, between_holders, between_hosts, go_on},
+    report::{Metric, Report, Runs},
+    scale::{cost, idle, many},
+    tools::installed,
 };
 
-const CONTESTANTS: [&str; 8] =
-    ["loop", "loop-busy", "vswitch", "vswitch-adaptive", "vswitch-busy", "bridge", "veth", "vde"];
-const METRICS: [&str; 3] = ["60 B frames/s", "TCP Gbit/s", "ping µs"];
-const DEVICE: &str = "eth0";
-const FLOOD: u32 = 2000;
-const FRAME_BYTES: usize = 60;
-const PATIENCE: Duration = Duration::from_secs(10);
-const USAGE: &str = "usage: e2e [--pairs N] [--seconds N] [--only NAME,...] [--vswitch PATH] \
-    [--poll interrupt|adaptive|busy] [--json FILE]
-contestants: loop loop-busy vswitch vswitch-adaptive vswitch-busy bridge veth vde";
+/// What can be shown.
+struct Scenario {
+    name: &'static str,
+    about: &'static str,
+    contestants: &'static [&'static str],
+    metrics: &'static [Metric],
+    /// Rounds and seconds, unless told otherwise.
+    pairs: usize,
+    seconds: u64,
+    /// Ports of the switch, where that can be told.
+    ports: usize,
+    run: fn(&str, &Options) -> anyhow::Result<Vec<f64>>,
+}
 
-static CANCELLED: AtomicBool = AtomicBool::new(false);
+const fn metric(name: &'static str, digits: usize) -> Metric {
+    Metric { name, digits }
+}
+
+const BETWEEN_HOSTS: &[Metric] = &[metric("60 B frames/s", 0), metric("TCP Gbit/s", 2), metric("ping -f µs", 1)];
+
+const SCENARIOS: [Scenario; 6] = [
+    Scenario {
+        name: "tap",
+        about: "two hosts behind TAPs (the kernel's contestants: behind veths)",
+        contestants: &[
+            "loop",
+            "loop-busy",
+            "vswitch",
+            "vswitch-adaptive",
+            "vswitch-busy",
+            "bridge",
+            "veth",
+            "vde",
+            "ovs",
+            "ovs-tso",
+        ],
+        metrics: BETWEEN_HOSTS,
+        pairs: 9,
+        seconds: 2,
+        ports: 2,
+        run: |name, o| between_hosts(&o.setup, name, Wires::Taps, o.time),
+    },
+    Scenario {
+        name: "cost",
+        about: "what one of 100,000 60-byte frames per second costs the forwarding process",
+        contestants: &["loop", "loop-busy", "vswitch", "vswitch-adaptive", "vswitch-busy", "ovs", "ovs-tso"],
+        metrics: &[
+            metric("60 B frames/s", 0),
+            metric("system calls/frame", 3),
+            metric("CPU ns/frame", 0),
+            metric("user instructions/frame", 0),
+            metric("kernel instructions/frame", 0),
+            metric("cycles/frame", 0),
+        ],
+        pairs: 3,
+        seconds: 2,
+        ports: 2,
+        run: |name, o| cost(&o.setup, name, o.time),
+    },
+    Scenario {
+        name: "packet-veth",
+        about: "two hosts behind veths whose near ends the switch has as netdevs",
+        contestants: &["vswitch", "vswitch-adaptive", "vswitch-busy", "bridge", "veth"],
+        metrics: BETWEEN_HOSTS,
+        pairs: 9,
+        seconds: 2,
+        ports: 2,
+        run: |name, o| between_hosts(&o.setup, name, Wires::Veths, o.time),
+    },
+    Scenario {
+        name: "packet-tap",
+        about: "two TAPs that another process holds, as a VMM without vhost; the switch has the netdevs",
+        contestants: &["vswitch", "vswitch-adaptive", "vswitch-busy", "bridge"],
+        metrics: &[metric("60 B frames/s", 0), metric("1514 B frames/s", 0)],
+        pairs: 9,
+        seconds: 2,
+        ports: 2,
+        run: |name, o| between_holders(&o.setup, name, o.time),
+    },
+    Scenario {
+        name: "idle",
+        about: "a switch with quiet TAPs",
+        contestants: &["vswitch", "vswitch-adaptive"],
+        metrics: &[metric("% of one core", 4), metric("wake-ups/s", 2)],
+        pairs: 1,
+        seconds: 60,
+        ports: 100,
+        run: |name, o| idle(&o.setup, name, o.time, o.ports),
+    },
+    Scenario {
+        name: "many",
+        about: "a switch with many TAPs from one file (--seconds means nothing here)",
+        contestants: &["vswitch"],
+        metrics: &[
+            metric("start until all are up ms", 0),
+            metric("RSS MiB", 1),
+            metric("RSS KiB/port", 1),
+            metric("port add ms", 1),
+            metric("end s", 2),
+        ],
+        pairs: 1,
+        seconds: 1,
+        ports: 1000,
+        run: |_, o| many(&o.setup, o.ports),
+    },
+];
+
+fn usage() -> String {
+    let mut text = "usage: e2e [--scenario NAME] [--pairs N] [--seconds N] [--only NAME,...] [--ports N] [--vswitch PATH] \
+        [--poll interrupt|adaptive|busy] [--json FILE] [--markdown FILE]\n\nscenarios, their contestants, rounds and seconds:\n"
+        .to_owned();
+    for s in &SCENARIOS {
+        text += &format!("  {:<12} {}\n{:15}{}\n", s.name, s.about, "", s.contestants.join(" "));
+        text += &format!("{:15}--pairs {} --seconds {} --ports {}\n", "", s.pairs, s.seconds, s.ports);
+    }
+    text + "\n--poll is the mode of the contestant `vswitch` (interrupt); the others have theirs in the name.\n\
+        --ports is for the scenarios idle and many."
+}
 
 struct Options {
+    scenario: &'static Scenario,
     pairs: usize,
     time: Duration,
+    ports: usize,
     only: Vec<String>,
-    binary: PathBuf,
-    poll: String,
+    setup: Setup,
     json: Option<PathBuf>,
+    markdown: Option<PathBuf>,
 }
 
 impl Options {
-    fn parse() -> anyhow::Result<Options> {
-        let beside = std::env::current_exe()?.with_file_name("vswitch");
-        let mut options = Options {
-            pairs: 9,
-            time: Duration::from_secs(2),
-            only: CONTESTANTS.map(str::to_owned).to_vec(),
-            binary: beside,
-            poll: "interrupt".to_owned(),
-            json: None,
-        };
-        let mut words = std::env::args().skip(1);
+    fn parse(words: Vec<String>) -> anyhow::Result<Options> {
+        let mut words = words.into_iter();
+        let mut scenario = &SCENARIOS[0];
+        let (mut pairs, mut seconds, mut ports, mut only) = (None, None, None, None);
+        let (mut json, mut markdown) = (None, None);
+        let binary = std::env::current_exe()?.with_file_name("vswitch");
+        let mut setup = Setup { binary, poll: "interrupt".to_owned() };
         while let Some(word) = words.next() {
-            let mut value = || words.next().with_context(|| format!("{word} needs a value\n{USAGE}"));
+            let mut value = || words.next().with_context(|| format!("{word} needs a value\n{}", usage()));
+            let number = |text: String| text.parse::<usize>().with_context(|| format!("{word}: not a number"));
             match word.as_str() {
-                "--pairs" => options.pairs = value()?.parse().context("--pairs: not a number")?,
-                "--seconds" => options.time = Duration::from_secs(value()?.parse().context("--seconds: not a number")?),
-                "--only" => options.only = value()?.split(',').map(str::to_owned).collect(),
-                "--vswitch" => options.binary = value()?.into(),
-                "--poll" => options.poll = value()?,
-                "--json" => options.json = Some(value()?.into()),
-                _ => bail!("{USAGE}"),
+                "--scenario" => {
+                    let name = value()?;
+                    let found = SCENARIOS.iter().find(|s| s.name == name);
+                    scenario = found.with_context(|| format!("no scenario \"{name}\"\n{}", usage()))?;
+                }
+                "--pairs" => pairs = Some(number(value()?)?),
+                "--seconds" => seconds = Some(number(value()?)?),
+                "--ports" => ports = Some(number(value()?)?),
+                "--only" => only = Some(value()?.split(',').map(str::to_owned).collect::<Vec<_>>()),
+                "--vswitch" => setup.binary = value()?.into(),
+                "--poll" => setup.poll = value()?,
+                "--json" => json = Some(value()?.into()),
+                "--markdown" => markdown = Some(value()?.into()),
+                _ => bail!("no option \"{word}\"\n{}", usage()),
             }
         }
-        if let Some(unknown) = options.only.iter().find(|n| !CONTESTANTS.contains(&n.as_str())) {
-            bail!("no contestant \"{unknown}\"\n{USAGE}");
+        let only = only.unwrap_or_else(|| scenario.contestants.iter().map(|n| (*n).to_owned()).collect());
+        if let Some(unknown) = only.iter().find(|n| !scenario.contestants.contains(&n.as_str())) {
+            bail!("scenario {} has no contestant \"{unknown}\"\n{}", scenario.name, usage());
         }
-        if options.pairs == 0 || options.time.is_zero() {
-            bail!("--pairs and --seconds must be at least 1");
+        let time = Duration::from_secs(seconds.map_or(scenario.seconds, |s| s as u64));
+        let (pairs, ports) = (pairs.unwrap_or(scenario.pairs), ports.unwrap_or(scenario.ports));
+        if pairs == 0 || ports == 0 || time.is_zero() {
+            bail!("--pairs, --seconds and --ports must be at least 1");
         }
-        Ok(options)
+        Ok(Options { scenario, pairs, time, ports, only, setup, json, markdown })
     }
-}
 
-/// The switch under test; told to stop, waited for and its files removed on drop.
-struct Switch {
-    child: Child,
-    directory: PathBuf,
-}
-
-impl Switch {
-    fn start(binary: &Path, poll: &str, hosts: &[Namespace; 2]) -> anyhow::Result<Switch> {
-        let directory = std::env::temp_dir().join(unique("vswitch-e2e-"));
-        std::fs::create_dir(&directory)?;
-        let mut command = Command::new(binary);
-        command.arg("--api").arg(directory.join("api.sock")).args(["run", "--poll", poll]);
-        command.arg("--state").arg(directory.join("state"));
-        for (i, host) in hosts.iter().enumerate() {
-            command.arg("--port").arg(format!("h{i}=tap,device={DEVICE},netns={}", host.name()));
+    /// Why a contestant cannot take part.
+    fn missing(&self, name: &str) -> Option<&'static str> {
+        match name {
+            "vde" if !installed("vde_switch") => Some("vde: skipped: install vde2"),
+            "ovs" if !installed("ovs-vswitchd") => Some("ovs: skipped: install openvswitch-switch"),
+            "ovs-tso" if !installed("ovs-vswitchd") => Some("ovs-tso: skipped: install openvswitch-switch"),
+            _ => None,
         }
-        command.env("VSWITCH_LOG", "warn").stdin(Stdio::null()).process_group(0);
-        let child = command.spawn().with_context(|| {
-            let _ = std::fs::remove_dir_all(&directory);
-            format!("cannot run {}: build it (cargo build --release -p switch-cli) or use --vswitch", binary.display())
-        })?;
-        Ok(Switch { child, directory })
     }
 }
 
-impl Drop for Switch {
-    fn drop(&mut self) {
-        let _ = kill(nix::unistd::Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.directory);
-    }
-}
-
-/// A VDE switch with two TAPs; it lives as long as its standard input is open.
-struct Vde {
-    process: Process,
-    directory: PathBuf,
-}
-
-impl Vde {
-    fn start(hosts: &[Namespace; 2]) -> anyhow::Result<Vde> {
-        let directory = std::env::temp_dir().join(unique("vde-e2e-"));
-        let child = Command::new("ip")
-            .args(["netns", "exec", hosts[0].name(), "vde_switch", "-t", DEVICE, "-t", "other", "-s"])
-            .arg(&directory)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()?;
-        let vde = Vde { process: Process(child), directory };
-        wait_device(&hosts[0], "other")?;
-        hosts[0].exec(&["ip", "link", "set", "other", "netns", hosts[1].name(), "name", DEVICE])?;
-        Ok(vde)
-    }
-}
-
-impl Drop for Vde {
-    fn drop(&mut self) {
-        let _ = self.process.0.kill();
-        let _ = self.process.0.wait();
-        let _ = std::fs::remove_dir_all(&self.directory);
-    }
-}
-
-/// Whatever forwards, until it is dropped.
-enum Forwarder {
-    Loop { _guard: BareLoop },
-    Switch { _guard: Switch },
-    Bridge { _guard: KernelBridge },
-    Vde { _guard: Vde },
-    Veth,
-}
-
-fn wait_device(host: &Namespace, device: &str) -> anyhow::Result<()> {
-    wait_for(&format!("device {device}"), PATIENCE, || host.exec(&["ip", "link", "show", device]).is_ok())
-}
-
-fn forwarder(name: &str, options: &Options, hosts: &[Namespace; 2]) -> anyhow::Result<Forwarder> {
-    let bare = |busy| BareLoop::start((&hosts[0], DEVICE), (&hosts[1], DEVICE), busy);
-    let switch = |poll: &str| Switch::start(&options.binary, poll, hosts);
-    Ok(match name {
-        "loop" => Forwarder::Loop { _guard: bare(false)? },
-        "loop-busy" => Forwarder::Loop { _guard: bare(true)? },
-        "vswitch" => Forwarder::Switch { _guard: switch(&options.poll)? },
-        "vswitch-adaptive" => Forwarder::Switch { _guard: switch("adaptive")? },
-        "vswitch-busy" => Forwarder::Switch { _guard: switch("busy")? },
-        "bridge" => Forwarder::Bridge { _guard: KernelBridge::new(&[&hosts[0], &hosts[1]], DEVICE)? },
-        "vde" => Forwarder::Vde { _guard: Vde::start(hosts)? },
-        _ => {
-            let (near, far) = (hosts[0].name(), hosts[1].name());
-            exec(&["ip", "-n", near, "link", "add", DEVICE, "type", "veth", "peer", "name", DEVICE, "netns", far])?;
-            Forwarder::Veth
-        }
-    })
-}
-
-fn go_on() -> anyhow::Result<()> {
-    if CANCELLED.load(Relaxed) {
-        bail!("interrupted; everything was removed");
-    }
+/// Ends the program at the next [`go_on`] after SIGINT or SIGTERM. By handlers, not by blocking: what is blocked here
+/// would be blocked in every contestant too.
+fn obey_signals() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let guard = runtime.enter();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    drop(guard);
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        CANCELLED.store(true, Relaxed);
+    });
     Ok(())
 }
 
-/// One run: the three metrics, in their order.
-fn run(name: &str, options: &Options) -> anyhow::Result<[f64; 3]> {
-    let hosts = [Namespace::new("ve")?, Namespace::new("ve")?];
-    let _forwarder = forwarder(name, options, &hosts)?;
-    for (host, address) in hosts.iter().zip(["10.79.0.1/24", "10.79.0.2/24"]) {
-        wait_device(host, DEVICE)?;
-        host.configure(DEVICE, &[address])?;
-    }
-    wait_for("the hosts reach each other", PATIENCE, || {
-        CANCELLED.load(Relaxed) || ping(&hosts[0], "10.79.0.2", 2, false).is_ok_and(|p| p.received > 0)
-    })?;
-    go_on()?;
-    let mac = |host: &Namespace| -> anyhow::Result<MacAddr> {
-        Ok(host.exec(&["cat", &format!("/sys/class/net/{DEVICE}/address")])?.trim().parse()?)
-    };
-    let stream = Stream { dst: mac(&hosts[1])?, src: mac(&hosts[0])?, bytes: FRAME_BYTES, rate: 0 };
-    let sink = Sink::start(&hosts[1], DEVICE)?;
-    frames::send(&hosts[0], DEVICE, &stream, options.time)?;
-    let small = sink.finish()?.received as f64 / options.time.as_secs_f64();
-    go_on()?;
-    let bulk = tcp(&hosts[0], &hosts[1], "10.79.0.2", options.time)?.bits_per_second / 1e9;
-    go_on()?;
-    let rtt = ping(&hosts[0], "10.79.0.2", FLOOD, true)?;
-    go_on()?;
-    if rtt.received == 0 {
-        bail!("no echo came back");
-    }
-    Ok([small, bulk, rtt.mean_us])
-}
-
-/// All runs of one contestant.
-struct Runs {
-    name: String,
-    values: Vec<[f64; 3]>,
-}
-
-impl Runs {
-    fn metric(&self, metric: usize) -> Vec<f64> {
-        self.values.iter().map(|v| v[metric]).collect()
-    }
-
-    /// The ratio to another contestant, round by round.
-    fn ratios(&self, base: &Runs, metric: usize) -> Vec<f64> {
-        let pairs = self.values.iter().zip(&base.values);
-        pairs.filter(|(_, b)| b[metric] > 0.0).map(|(a, b)| a[metric] / b[metric]).collect()
-    }
-}
-
-fn machine() -> String {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpus = read("/proc/cpuinfo");
-    let model = cpus.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ")).map_or("unknown", |(_, m)| m);
-    let cores = cpus.lines().filter(|l| l.starts_with("processor")).count();
-    format!("{model}, {cores} core(s), Linux {}", read("/proc/sys/kernel/osrelease").trim())
-}
-
-fn print(all: &[Runs], skipped: &[String], options: &Options) {
-    println!("Machine: {}\n{} rounds of {:?}\n", machine(), options.pairs, options.time);
-    println!("| contestant | {} |\n|---|---:|---:|---:|", METRICS.join(" | "));
-    for runs in all {
-        let [small, bulk, rtt] = [0, 1, 2].map(|m| median(&runs.metric(m)));
-        println!("| {} | {small:.0} | {bulk:.2} | {rtt:.1} |", runs.name);
-    }
-    for base in all.iter().filter(|r| r.name == "loop" || r.name == "bridge") {
-        let name = &base.name;
-        println!("\nRatio to `{name}`, median of {} rounds [95 % interval]; ping: less is better\n", options.pairs);
-        println!("| contestant | {} |\n|---|---:|---:|---:|", METRICS.join(" | "));
-        for runs in all.iter().filter(|r| r.name != *name) {
-            let cells = [0, 1, 2].map(|m| {
-                let ratios = runs.ratios(base, m);
-                let (low, high) = interval(&ratios);
-                format!("{:.3} [{low:.3}, {high:.3}]", median(&ratios))
-            });
-            println!("| {} | {} |", runs.name, cells.join(" | "));
-        }
-    }
-    for line in skipped {
-        println!("\n{line}");
-    }
-}
-
 fn main() -> anyhow::Result<()> {
-    let options = Options::parse()?;
-    // Blocked here and in every thread from now on, taken by one that waits for them; children start with none blocked.
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGINT);
-    signals.add(Signal::SIGTERM);
-    signals.thread_block()?;
-    std::thread::spawn(move || {
-        while signals.wait().is_ok() {
-            CANCELLED.store(true, Relaxed);
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        // What the contestants `loop` and `loop-busy` are.
+        ["loop", a, b] => return forward([a, b], false),
+        ["loop", a, b, "--busy"] => return forward([a, b], true),
+        ["--help" | "-h"] => {
+            println!("{}", usage());
+            return Ok(());
         }
-    });
+        _ => {}
+    }
+    let options = Options::parse(words)?;
+    obey_signals()?;
     let mut skipped = Vec::new();
+    let mut failed: Vec<String> = Vec::new();
     let mut all = Vec::new();
-    for name in CONTESTANTS.iter().filter(|n| options.only.iter().any(|o| o == *n)) {
-        if *name == "vde" && !installed("vde_switch") {
-            skipped.push("vde: skipped: install vde2".to_owned());
-        } else {
-            all.push(Runs { name: (*name).to_owned(), values: Vec::new() });
+    for name in options.scenario.contestants.iter().filter(|n| options.only.iter().any(|o| o == *n)) {
+        match options.missing(name) {
+            Some(why) => skipped.push(why.to_owned()),
+            None => all.push(Runs { name: (*name).to_owned(), values: Vec::new() }),
         }
     }
     for round in 0..options.pairs {
         for runs in &mut all {
             go_on()?;
-            eprintln!("round {} of {}: {}", round + 1, options.pairs, runs.name);
-            let values = run(&runs.name, &options).with_context(|| runs.name.clone());
+            eprintln!("{}: round {} of {}: {}", options.scenario.name, round + 1, options.pairs, runs.name);
+            let values = (options.scenario.run)(&runs.name, &options).or_else(|error| {
+                go_on()?;
+                // The other contestants and rounds stay worth something.
+                failed.push(format!("{}: round {} failed: {error:#}", runs.name, round + 1));
+                anyhow::Ok(vec![f64::NAN; options.scenario.metrics.len()])
+            });
             go_on()?;
             runs.values.push(values?);
         }
     }
-    print(&all, &skipped, &options);
+    skipped.extend(failed.iter().cloned());
+    let report = Report {
+        scenario: options.scenario.name,
+        metrics: options.scenario.metrics,
+        rounds: options.pairs,
+        seconds: options.time.as_secs_f64(),
+        poll: &options.setup.poll,
+        all: &all,
+        skipped: &skipped,
+    };
+    print!("{}", report.markdown());
+    if let Some(path) = &options.markdown {
+        std::fs::write(path, report.markdown())?;
+    }
     if let Some(path) = &options.json {
-        let runs: Vec<_> =
-            all.iter().map(|r| serde_json::json!({ "name": r.name, "metrics": METRICS, "runs": r.values })).collect();
-        let report = serde_json::json!({
-            "machine": machine(), "seconds": options.time.as_secs_f64(), "poll": options.poll, "contestants": runs,
-        });
-        std::fs::write(path, serde_json::to_string_pretty(&report)?)?;
+        std::fs::write(path, serde_json::to_string_pretty(&report.json())?)?;
+    }
+    if !failed.is_empty() {
+        bail!("{} run(s) failed; the report says which", failed.len());
     }
     Ok(())
 }

@@ -9,3 +9,4 @@ pub mod prefetch;
 pub mod raw;
 pub mod send;
 pub mod tap;
+pub mod tsc;

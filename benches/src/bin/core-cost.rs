@@ -1,0 +1,261 @@
+//! What the switch itself costs, without the kernel: cycles and instructions per frame and per table hit, and what a
+//! second worker adds.
+//!
+//! Cycles and instructions are those of user mode, counted by `perf stat` over two runs of different length, whose
+//! difference leaves out the start. Where the processor's counters are not to be had (most virtual machines), cycles are
+//! those of the time stamp counter, the median of many short slices, and instructions are counted by valgrind.
+
+use std::{
+    hint::black_box,
+    path::PathBuf,
+    process::Command,
+    sync::{
+        Barrier,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
+use switch_core::{
+    batch::BATCH_FRAMES,
+    fdb::{Fdb, FlapTable},
+    id::{DomainId, PortId},
+    mac::MacAddr,
+    sys::tsc,
+    worker::Worker,
+};
+use vswitch_benches::{
+    report::machine,
+    stats::{interval, median},
+    tools::installed,
+    turns::{Aim, ENTRIES, FLOWS, NOW, Turns},
+};
+
+const USAGE: &str = "usage: core-cost [--seconds N] [--rounds N] [--json FILE] [--markdown FILE]";
+const CASES: [(&str, &str); 3] = [
+    ("warm", "frame, 1000 warm flows"),
+    ("random", "frame, random destinations of 100,000"),
+    ("hit", "FDB hit with its hash, 1000 warm keys"),
+];
+/// Batches (or as many lookups as they have frames) per slice of the time stamp counter.
+const SLICE: u64 = 100;
+/// Batches of the shorter run under perf, and under valgrind, which is a hundred times slower.
+const PERF_BATCHES: u64 = 200_000;
+const VALGRIND_BATCHES: u64 = 2000;
+
+/// Something to repeat; one call handles a batch of frames or lookups.
+fn case(name: &str) -> anyhow::Result<Box<dyn FnMut()>> {
+    let aim = match name {
+        "warm" => Aim::Warm,
+        "random" => Aim::Random,
+        "hit" => return Ok(Box::new(hits())),
+        _ => bail!("no case \"{name}\""),
+    };
+    let mut turns = Turns::new(1, aim)?;
+    Ok(Box::new(move || assert!(turns.workers[0].turn(NOW))))
+}
+
+fn hits() -> impl FnMut() {
+    let fdb = Fdb::with_seed(131_072, 1);
+    let mac = |number| MacAddr::from_u64(0x0200_0000_0000 | number);
+    let mut flaps = FlapTable::default();
+    for number in 0..ENTRIES {
+        fdb.learn(&fdb.hash(DomainId(0), mac(number)), PortId((number % 16) as u16), NOW, &mut flaps);
+    }
+    let mut next = 0;
+    move || {
+        for _ in 0..BATCH_FRAMES {
+            next = (next + 1) % FLOWS;
+            black_box(fdb.lookup(&fdb.hash(DomainId(0), black_box(mac(next)))));
+        }
+    }
+}
+
+/// Cycles of the time stamp counter and nanoseconds, each per frame.
+fn clocked(name: &str, time: Duration) -> anyhow::Result<(f64, f64)> {
+    let mut work = case(name)?;
+    let (mut cycles, mut nanos) = (Vec::new(), Vec::new());
+    let frames = (SLICE * BATCH_FRAMES as u64) as f64;
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        let (begin, ticks) = (Instant::now(), tsc::read());
+        (0..SLICE).for_each(|_| work());
+        cycles.push(ticks.zip(tsc::read()).map_or(f64::NAN, |(from, to)| (to - from) as f64 / frames));
+        nanos.push(begin.elapsed().as_nanos() as f64 / frames);
+    }
+    Ok((median(&cycles), median(&nanos)))
+}
+
+/// What a counting program says of this one, running a case for so many batches.
+fn counted(program: &[&str], name: &str, batches: u64, read: fn(&str) -> Vec<f64>) -> anyhow::Result<Vec<f64>> {
+    let mut command = Command::new(program[0]);
+    command.args(&program[1..]).arg(std::env::current_exe()?).args(["run", name, &batches.to_string()]);
+    let output = command.env("LC_ALL", "C").output().with_context(|| format!("cannot run {}", program[0]))?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{} failed: {text}", program[0]);
+    Ok(read(&text))
+}
+
+/// Counts per frame: the difference of two runs.
+fn per_frame(program: &[&str], name: &str, batches: u64, read: fn(&str) -> Vec<f64>) -> anyhow::Result<Vec<f64>> {
+    let short = counted(program, name, batches, read)?;
+    let long = counted(program, name, 2 * batches, read)?;
+    let frames = (batches * BATCH_FRAMES as u64) as f64;
+    Ok(short.iter().zip(&long).map(|(short, long)| (long - short) / frames).collect())
+}
+
+fn read_perf(text: &str) -> Vec<f64> {
+    ["cycles:u", "instructions:u"]
+        .iter()
+        .filter_map(|event| text.lines().find(|l| l.split(',').nth(2) == Some(event))?.split(',').next()?.parse().ok())
+        .collect()
+}
+
+fn read_valgrind(text: &str) -> Vec<f64> {
+    text.lines().filter_map(|l| l.split_once("Collected :")?.1.trim().parse().ok()).collect()
+}
+
+/// Of a case: cycles and instructions per frame, where both are from, and nanoseconds.
+struct Cost {
+    cycles: f64,
+    instructions: f64,
+    source: &'static str,
+    nanos: f64,
+}
+
+fn cost(name: &str, time: Duration) -> anyhow::Result<Cost> {
+    let (ticks, nanos) = clocked(name, time)?;
+    if installed("perf") {
+        let perf = ["perf", "stat", "-x", ",", "-e", "cycles:u,instructions:u", "--"];
+        if let [cycles, instructions] = per_frame(&perf, name, PERF_BATCHES, read_perf)?[..] {
+            return Ok(Cost { cycles, instructions, source: "processor's counters", nanos });
+        }
+    }
+    if installed("valgrind") {
+        let valgrind = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"];
+        if let [instructions] = per_frame(&valgrind, name, VALGRIND_BATCHES, read_valgrind)?[..] {
+            return Ok(Cost { cycles: ticks, instructions, source: "time stamp counter, valgrind", nanos });
+        }
+    }
+    Ok(Cost { cycles: ticks, instructions: f64::NAN, source: "time stamp counter", nanos })
+}
+
+/// The processors that this program may use.
+fn processors() -> anyhow::Result<Vec<usize>> {
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    Ok((0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect())
+}
+
+/// Turns a worker on one processor until told to stop; frames per second.
+fn turn_on(worker: &mut Worker, cpu: usize, start: &Barrier, stop: &AtomicBool) -> anyhow::Result<f64> {
+    let mut set = CpuSet::new();
+    let pinned = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+    start.wait();
+    pinned?;
+    let (begin, mut turns) = (Instant::now(), 0u64);
+    while !stop.load(Relaxed) {
+        worker.turn(NOW);
+        turns += 1;
+    }
+    Ok((turns * BATCH_FRAMES as u64) as f64 / begin.elapsed().as_secs_f64())
+}
+
+/// Frames per second of some workers together, each pinned to a processor of its own.
+fn together(workers: &mut [Worker], cpus: &[usize], time: Duration) -> anyhow::Result<f64> {
+    let (start, stop) = (&Barrier::new(workers.len() + 1), &AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let pairs = workers.iter_mut().zip(cpus);
+        let threads: Vec<_> =
+            pairs.map(|(worker, cpu)| scope.spawn(move || turn_on(worker, *cpu, start, stop))).collect();
+        start.wait();
+        std::thread::sleep(time);
+        stop.store(true, Relaxed);
+        threads.into_iter().map(|t| t.join().map_err(|_| anyhow::anyhow!("a worker panicked"))?).sum()
+    })
+}
+
+/// Frames per second of one worker and of two that share the table, round by round.
+fn scaling(aim: Aim, rounds: usize, time: Duration) -> anyhow::Result<Vec<[f64; 2]>> {
+    let cpus = processors()?;
+    ensure!(cpus.len() >= 2, "two workers need two processors");
+    let mut turns = Turns::new(2, aim)?;
+    let mut rates = Vec::new();
+    for _ in 0..rounds {
+        let one = together(&mut turns.workers[..1], &cpus, time)?;
+        rates.push([one, together(&mut turns.workers, &cpus, time)?]);
+    }
+    turns.check()?;
+    Ok(rates)
+}
+
+fn report(time: Duration, rounds: usize) -> anyhow::Result<(String, serde_json::Value)> {
+    let unknown = |value: f64| if value.is_nan() { "not supported here".to_owned() } else { format!("{value:.1}") };
+    let mut text = format!("The switch without the kernel, user mode, one worker\nMachine: {}\n\n", machine());
+    text += "| what | cycles | instructions | ns | counted by |\n|---|---:|---:|---:|---|\n";
+    let mut costs = Vec::new();
+    for (name, title) in CASES {
+        eprintln!("core-cost: {title}");
+        let Cost { cycles, instructions, source, nanos } = cost(name, time)?;
+        text += &format!("| {title} | {} | {} | {nanos:.1} | {source} |\n", unknown(cycles), unknown(instructions));
+        costs.push(serde_json::json!({
+            "case": title, "cycles": cycles, "instructions": instructions, "ns": nanos, "counted_by": source,
+        }));
+    }
+    text += "\nTwo workers with ports of their own and one table, in million frames per second\n\n";
+    text += "| destinations | one worker | two | ratio within a round, median [95 % bootstrap interval] |\n";
+    text += "|---|---:|---:|---:|\n";
+    let mut pairs = Vec::new();
+    for (aim, title) in [(Aim::Warm, "1000 warm"), (Aim::Random, "random")] {
+        eprintln!("core-cost: two workers, {title}");
+        let rates = scaling(aim, rounds, time.min(Duration::from_millis(500)))?;
+        let [one, two] = [0, 1].map(|i| median(&rates.iter().map(|r| r[i] / 1e6).collect::<Vec<_>>()));
+        let ratios: Vec<f64> = rates.iter().map(|[one, two]| two / one).collect();
+        let (low, high) = interval(&ratios);
+        text += &format!("| {title} | {one:.2} | {two:.2} | {:.3} [{low:.3}, {high:.3}] |\n", median(&ratios));
+        pairs.push(serde_json::json!({ "destinations": title, "frames_per_second": rates }));
+    }
+    let json = serde_json::json!({ "machine": machine(), "costs": costs, "two_workers": pairs });
+    Ok((text, json))
+}
+
+fn main() -> anyhow::Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    // What the counting programs run.
+    if let [run, name, batches] = &words[..]
+        && run == "run"
+    {
+        let mut work = case(name)?;
+        (0..batches.parse::<u64>()?).for_each(|_| work());
+        return Ok(());
+    }
+    let (mut time, mut rounds, mut json, mut markdown) = (Duration::from_secs(2), 9, None::<PathBuf>, None::<PathBuf>);
+    let mut words = words.into_iter();
+    while let Some(word) = words.next() {
+        if word == "--help" {
+            println!("{USAGE}");
+            return Ok(());
+        }
+        let value = words.next().with_context(|| format!("{word} needs a value\n{USAGE}"))?;
+        match word.as_str() {
+            "--seconds" => time = Duration::from_secs(value.parse::<u64>()?.max(1)),
+            "--rounds" => rounds = value.parse::<usize>()?.max(1),
+            "--json" => json = Some(value.into()),
+            "--markdown" => markdown = Some(value.into()),
+            _ => bail!("no option \"{word}\"\n{USAGE}"),
+        }
+    }
+    let (text, values) = report(time, rounds)?;
+    print!("{text}");
+    if let Some(path) = markdown {
+        std::fs::write(path, &text)?;
+    }
+    if let Some(path) = json {
+        std::fs::write(path, serde_json::to_string_pretty(&values)?)?;
+    }
+    Ok(())
+}

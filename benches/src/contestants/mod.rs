@@ -1,0 +1,202 @@
+//! Whatever forwards between two namespaces, as a guard: made by [`Setup::start`], removed when dropped.
+//!
+//! Every contestant is set up at its best for the job and no better than the others: all that can carry virtio-net
+//! headers do, all devices keep the kernel's queue lengths, and each runs in a process (or in the kernel) of its own.
+
+mod bare;
+mod ovs;
+mod vde;
+mod vswitch;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use self::{
+    bare::{BareLoop, forward},
+    ovs::Ovs,
+    vde::Vde,
+    vswitch::Vswitch,
+};
+use crate::netns::{KernelBridge, Namespace, exec, wait_for};
+
+/// How long a device or a program may take to appear.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+/// The device of a host, in its namespace.
+pub const DEVICE: &str = "eth0";
+
+/// Where the frames come from and go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wires {
+    /// The switch holds the character device of a TAP whose netdev is the host's.
+    Taps,
+    /// The switch has the near end of a veth pair as a netdev.
+    Veths,
+}
+
+/// What is common to all runs.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The `vswitch` under test.
+    pub binary: PathBuf,
+    /// The poll mode of the contestant `vswitch`.
+    pub poll: String,
+}
+
+/// Whatever forwards, until it is dropped.
+pub struct Forwarder {
+    pid: Option<u32>,
+    _guards: Vec<Box<dyn std::any::Any>>,
+}
+
+impl Forwarder {
+    fn new(pid: Option<u32>, guard: impl std::any::Any) -> Forwarder {
+        Forwarder { pid, _guards: vec![Box::new(guard)] }
+    }
+
+    /// The process that forwards; `None`: the kernel does.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.pid
+    }
+}
+
+/// The poll mode that a contestant's name ends with; `None`: it sleeps when there is nothing to do, or is not ours.
+fn poll_of<'a>(name: &'a str, default: &'a str) -> &'a str {
+    name.strip_prefix("vswitch-").unwrap_or(default)
+}
+
+/// A namespace with the near ends of veths to the hosts. Both ends are up: without a carrier no port is.
+fn near_ends(hosts: [&Namespace; 2]) -> anyhow::Result<Namespace> {
+    let home = Namespace::new("vh")?;
+    for (i, host) in hosts.iter().enumerate() {
+        let near = format!("p{i}");
+        home.exec(&["ip", "link", "add", &near, "type", "veth", "peer", "name", DEVICE, "netns", host.name()])?;
+        home.exec(&["ip", "link", "set", &near, "up"])?;
+        host.exec(&["ip", "link", "set", DEVICE, "up"])?;
+    }
+    Ok(home)
+}
+
+impl Setup {
+    /// Starts a contestant between two hosts, whose devices are called [`DEVICE`] afterwards.
+    ///
+    /// # Errors
+    /// A program is missing, or refuses.
+    pub fn start(&self, name: &str, wires: Wires, hosts: [&Namespace; 2]) -> anyhow::Result<Forwarder> {
+        let mut guards: Vec<Box<dyn std::any::Any>> = Vec::new();
+        let mut pid = None;
+        match (name, wires) {
+            ("loop" | "loop-busy", _) => {
+                let bare = BareLoop::start(hosts, DEVICE, name == "loop-busy")?;
+                pid = Some(bare.pid());
+                guards.push(Box::new(bare));
+            }
+            ("bridge", _) => guards.push(Box::new(KernelBridge::new(&hosts, DEVICE)?)),
+            ("vde", _) => guards.push(Box::new(Vde::start(hosts)?)),
+            ("ovs" | "ovs-tso", _) => {
+                let ovs = Ovs::start(hosts, name == "ovs-tso")?;
+                pid = Some(ovs.pid());
+                guards.push(Box::new(ovs));
+            }
+            ("veth", _) => {
+                let (near, far) = (hosts[0].name(), hosts[1].name());
+                exec(&["ip", "-n", near, "link", "add", DEVICE, "type", "veth", "peer", "name", DEVICE, "netns", far])?;
+            }
+            (_, Wires::Taps) => {
+                let specs = [0, 1].map(|i| format!("h{i}=tap,device={DEVICE},netns={}", hosts[i].name()));
+                let switch = self.vswitch(name, &specs)?;
+                pid = Some(switch.pid());
+                guards.push(Box::new(switch));
+            }
+            (_, Wires::Veths) => {
+                let home = near_ends(hosts)?;
+                let specs = [0, 1].map(|i| format!("h{i}=packet,device=p{i},netns={}", home.name()));
+                let switch = self.vswitch(name, &specs)?;
+                pid = Some(switch.pid());
+                // The switch first: it lets go of the devices before they are gone.
+                guards.extend([Box::new(switch) as Box<dyn std::any::Any>, Box::new(home)]);
+            }
+        }
+        for host in hosts {
+            wait_for("the host's device", PATIENCE, || host.exec(&["ip", "link", "show", DEVICE]).is_ok())?;
+        }
+        Ok(Forwarder { pid, _guards: guards })
+    }
+
+    /// Starts a contestant on two existing netdevs `p0` and `p1` in `home`: the kernel bridge or vswitch.
+    ///
+    /// # Errors
+    /// A program is missing, or refuses.
+    pub fn start_on_netdevs(&self, name: &str, home: &Namespace) -> anyhow::Result<Forwarder> {
+        if name == "bridge" {
+            KernelBridge::quiet_rules(home);
+            home.exec(&["ip", "link", "add", "br0", "type", "bridge"])?;
+            home.exec(&["ip", "link", "set", "br0", "up"])?;
+            for device in ["p0", "p1"] {
+                home.exec(&["ip", "link", "set", device, "master", "br0"])?;
+            }
+            return Ok(Forwarder::new(None, ()));
+        }
+        let specs = [0, 1].map(|i| format!("h{i}=packet,device=p{i},netns={}", home.name()));
+        let switch = self.vswitch(name, &specs)?;
+        Ok(Forwarder::new(Some(switch.pid()), switch))
+    }
+
+    /// Starts the switch under test with some ports.
+    ///
+    /// # Errors
+    /// It was not built, or does not come up.
+    pub fn vswitch(&self, name: &str, ports: &[String]) -> anyhow::Result<Vswitch> {
+        let mut arguments = vec!["--poll", poll_of(name, &self.poll)];
+        for port in ports {
+            arguments.extend(["--port", port]);
+        }
+        let switch = Vswitch::start(&self.binary, &arguments)?;
+        switch.wait_up(ports.len())?;
+        Ok(switch)
+    }
+}
+
+/// Whether a ratio of two contestants says something: ours against another that waits for frames in the same way.
+#[must_use]
+pub fn comparable(ours: &str, other: &str) -> bool {
+    let busy = |name: &str| name.ends_with("-busy");
+    ours.starts_with("vswitch")
+        && !other.starts_with("vswitch")
+        && match other {
+            "loop" => !busy(ours),
+            "loop-busy" => busy(ours),
+            _ => true,
+        }
+}
+
+/// A directory of a contestant's own, for sockets and databases.
+fn private_directory(prefix: &str) -> anyhow::Result<PathBuf> {
+    let directory = std::env::temp_dir().join(crate::netns::unique(prefix));
+    std::fs::create_dir(&directory)?;
+    Ok(directory)
+}
+
+fn remove(directory: &Path) {
+    let _ = std::fs::remove_dir_all(directory);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_equals_are_compared() {
+        assert!(comparable("vswitch", "loop") && comparable("vswitch-busy", "loop-busy"));
+        assert!(!comparable("vswitch-busy", "loop") && !comparable("vswitch", "loop-busy"));
+        assert!(comparable("vswitch-busy", "bridge") && !comparable("ovs", "loop"));
+    }
+
+    #[test]
+    fn a_name_says_its_poll_mode() {
+        assert_eq!(poll_of("vswitch", "interrupt"), "interrupt");
+        assert_eq!(poll_of("vswitch-busy", "interrupt"), "busy");
+    }
+}

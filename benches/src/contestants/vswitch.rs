@@ -1,0 +1,83 @@
+//! The switch under test.
+
+use std::{
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+
+use super::{PATIENCE, private_directory, remove};
+use crate::netns::wait_for;
+
+/// A `vswitch run` with a socket and a state directory of its own; told to stop, waited for and removed on drop.
+pub struct Vswitch {
+    child: Child,
+    binary: PathBuf,
+    directory: PathBuf,
+}
+
+impl Vswitch {
+    /// Starts it with further arguments of `run`; it may not be up yet.
+    ///
+    /// # Errors
+    /// The binary is missing.
+    pub fn start(binary: &Path, arguments: &[&str]) -> anyhow::Result<Vswitch> {
+        let directory = private_directory("vswitch-e2e-")?;
+        let mut command = Command::new(binary);
+        command.arg("--api").arg(directory.join("api.sock")).arg("run");
+        command.arg("--state").arg(directory.join("state")).args(arguments);
+        command.env("VSWITCH_LOG", "warn").stdin(Stdio::null()).process_group(0);
+        let child = command.spawn().with_context(|| {
+            remove(&directory);
+            format!("cannot run {}: build it (cargo build --release -p switch-cli) or use --vswitch", binary.display())
+        })?;
+        Ok(Vswitch { child, binary: binary.to_owned(), directory })
+    }
+
+    /// Waits until so many ports are up.
+    ///
+    /// # Errors
+    /// They are not in time.
+    pub fn wait_up(&self, ports: usize) -> anyhow::Result<()> {
+        wait_for("all ports are up", PATIENCE, || self.ports_up().is_ok_and(|up| up >= ports))
+    }
+
+    /// How many ports `vswitch status` shows as up.
+    ///
+    /// # Errors
+    /// The switch does not answer.
+    pub fn ports_up(&self) -> anyhow::Result<usize> {
+        let status: serde_json::Value = serde_json::from_str(&self.cli(&["status", "--json"])?)?;
+        Ok(status["ports_up"].as_u64().context("no number of ports")? as usize)
+    }
+
+    /// Runs a command of the CLI; an error has what it printed.
+    ///
+    /// # Errors
+    /// It exits with another status than 0.
+    pub fn cli(&self, words: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new(&self.binary);
+        let output = command.arg("--api").arg(self.directory.join("api.sock")).args(words).output()?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Vswitch {
+    fn drop(&mut self) {
+        let _ = kill(nix::unistd::Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
+        let _ = self.child.wait();
+        remove(&self.directory);
+    }
+}
