@@ -29,19 +29,44 @@ const TAG: usize = 4;
 pub struct Edit {
     /// Bytes of the received tag to leave out (0 or 4).
     pub strip: u8,
-    /// A tag to put in: TPID and TCI.
-    pub push: Option<(u16, u16)>,
+    /// The tag to put in, TPID before TCI; 0: none. One word, because it is compared for every copy.
+    tag: u32,
 }
 
 impl Edit {
     /// The frame leaves as it came.
-    pub const NONE: Edit = Edit { strip: 0, push: None };
+    pub const NONE: Edit = Edit { strip: 0, tag: 0 };
+
+    /// Leaves out `strip` bytes and puts in a tag (TPID and TCI).
+    #[inline]
+    #[must_use]
+    pub const fn new(strip: u8, push: Option<(u16, u16)>) -> Edit {
+        let tag = match push {
+            Some((tpid, tci)) => ((tpid as u32) << 16) | tci as u32,
+            None => 0,
+        };
+        Edit { strip, tag }
+    }
+
+    /// The tag to put in: TPID and TCI.
+    #[inline]
+    #[must_use]
+    pub const fn push(self) -> Option<(u16, u16)> {
+        if self.tag == 0 { None } else { Some(((self.tag >> 16) as u16, self.tag as u16)) }
+    }
+
+    /// Whether the frame leaves as it came.
+    #[inline]
+    #[must_use]
+    pub const fn is_none(self) -> bool {
+        self.tag | self.strip as u32 == 0
+    }
 
     /// By how much the frame grows.
     #[inline]
     #[must_use]
     pub const fn delta(self) -> i16 {
-        (if self.push.is_some() { TAG as i16 } else { 0 }) - self.strip as i16
+        (if self.tag == 0 { 0 } else { TAG as i16 }) - self.strip as i16
     }
 }
 
@@ -212,7 +237,7 @@ fn classify_one(context: &Context<'_>, batch: &mut Batch, index: usize) -> Resul
     {
         return Err(DropReason::ReservedAddress);
     }
-    if slot.offload != Offload::NONE {
+    if !slot.offload.is_none() {
         slot.offload = validate::validate(head, slot.len as usize, slot.offload)?;
     }
     check_length(domain, slot.len, slot.strip, inner.is_some(), &slot.offload)?;
@@ -407,5 +432,5 @@ fn send(
         Dress::Tagged { tpid, vid } => Some((tpid, slot.priority | vid)),
         Dress::Untagged | Dress::Transparent => None,
     };
-    plan.push(port.tx_for(flow), Copy { slot: item.slot, edit: Edit { strip: slot.strip, push } });
+    plan.push(port.tx_for(flow), Copy { slot: item.slot, edit: Edit::new(slot.strip, push) });
 }

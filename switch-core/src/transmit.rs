@@ -168,7 +168,7 @@ fn send_run(
     queue: &mut dyn PortTx,
 ) -> Sent {
     for (copy, prefix) in copies.iter().zip(prefixes.iter_mut()) {
-        if copy.edit != Edit::NONE {
+        if !copy.edit.is_none() {
             write_prefix(batch, copy, prefix);
         }
     }
@@ -178,16 +178,16 @@ fn send_run(
         .map(|(copy, prefix)| {
             let index = usize::from(copy.slot);
             let slot = batch.slot(index);
-            let (first, rest) = if copy.edit == Edit::NONE {
-                (batch.header_and_head(index), &[][..])
-            } else {
-                let end = VNET_HDR_BYTES + 12 + if copy.edit.push.is_some() { 4 } else { 0 };
-                (&prefix[..end], &batch.head(index)[12 + usize::from(copy.edit.strip)..])
-            };
+            let tail = batch.tail(index);
+            if copy.edit.is_none() {
+                let first = batch.header_and_head(index);
+                return OutFrame { first, rest: &[], tail, offload: slot.offload, len: slot.len };
+            }
+            let end = VNET_HDR_BYTES + 12 + if copy.edit.push().is_some() { 4 } else { 0 };
             OutFrame {
-                first,
-                rest,
-                tail: batch.tail(index),
+                first: &prefix[..end],
+                rest: &batch.head(index)[12 + usize::from(copy.edit.strip)..],
+                tail,
                 offload: slot.offload.shifted(copy.edit.delta()),
                 len: slot.len.wrapping_add_signed(i32::from(copy.edit.delta())),
             }
@@ -206,7 +206,7 @@ fn write_prefix(batch: &Batch, copy: &Copy, prefix: &mut [u8; PREFIX_BYTES]) {
 }
 
 fn write_tag(edit: Edit, to: &mut [u8]) {
-    if let Some((tpid, tci)) = edit.push {
+    if let Some((tpid, tci)) = edit.push() {
         to[..2].copy_from_slice(&tpid.to_be_bytes());
         to[2..4].copy_from_slice(&tci.to_be_bytes());
     }
@@ -216,7 +216,7 @@ fn write_tag(edit: Edit, to: &mut [u8]) {
 fn edit_header(header: &[u8], edit: Edit, to: &mut [u8; DERIVED_BYTES]) {
     const ADDRESSES: usize = VNET_HDR_BYTES + 12;
     to[..ADDRESSES].copy_from_slice(&header[..ADDRESSES]);
-    let pushed = if edit.push.is_some() { 4 } else { 0 };
+    let pushed = if edit.push().is_some() { 4 } else { 0 };
     write_tag(edit, &mut to[ADDRESSES..ADDRESSES + 4]);
     let rest = &header[ADDRESSES + usize::from(edit.strip)..];
     to[ADDRESSES + pushed..ADDRESSES + pushed + rest.len()].copy_from_slice(rest);

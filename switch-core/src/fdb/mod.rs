@@ -170,6 +170,7 @@ fn age_of(value: u32, now: Tick) -> u32 {
 pub struct Fdb {
     buckets: Box<[Bucket]>,
     seed: u64,
+    factor: u64,
     capacity: usize,
     port_counts: Box<[Count]>,
     port_quotas: Box<[Count]>,
@@ -197,6 +198,7 @@ impl Fdb {
         Fdb {
             buckets: (0..buckets).map(|_| Bucket::new()).collect(),
             seed: seed | 1,
+            factor: seed.rotate_left(32) | 1,
             capacity,
             port_counts: counts(MAX_PORTS, 0),
             port_quotas: counts(MAX_PORTS, port_quota),
@@ -218,7 +220,7 @@ impl Fdb {
         let key = (u64::from(domain.0) << 48) | mac.to_u64();
         // Multiply and fold: both halves of a 128-bit product with a secret factor, then each half of the result
         // scaled to the number of buckets.
-        let product = u128::from(key ^ self.seed).wrapping_mul(u128::from(self.seed.rotate_left(32) | 1) << 1 | 1);
+        let product = u128::from(key ^ self.seed).wrapping_mul(u128::from(self.factor));
         let mixed = ((product as u64) ^ ((product >> 64) as u64)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let scale = |half: u64| ((half * self.buckets.len() as u64) >> 32) as u32;
         FdbHash { key, first: scale(mixed >> 32), second: scale((mixed ^ (mixed >> 29)) & 0xffff_ffff) }

@@ -69,7 +69,8 @@ impl Offload {
     /// The `gso_type` is unknown.
     #[inline]
     pub fn decode(wire: &[u8; VNET_HDR_BYTES]) -> Result<Offload, UnknownGso> {
-        if wire[..10] == [0; 10] {
+        // Without a flag and a type the other fields mean nothing; nearly every small frame is like this.
+        if wire[0] & (FLAG_NEEDS_CSUM | FLAG_DATA_VALID) == 0 && wire[1] == 0 {
             return Ok(Offload::NONE);
         }
         let half = |at: usize| u16::from_le_bytes([wire[at], wire[at + 1]]);
@@ -96,6 +97,10 @@ impl Offload {
     /// Writes the header (`num_buffers` = 0).
     #[inline]
     pub fn encode(&self, wire: &mut [u8; VNET_HDR_BYTES]) {
+        if self.is_none() {
+            *wire = [0; VNET_HDR_BYTES];
+            return;
+        }
         wire[0] = (u8::from(self.needs_csum) * FLAG_NEEDS_CSUM) | (u8::from(self.data_valid) * FLAG_DATA_VALID);
         wire[1] = self.gso as u8 | (u8::from(self.ecn) * GSO_ECN);
         wire[2..4].copy_from_slice(&self.hdr_len.to_le_bytes());
@@ -103,6 +108,13 @@ impl Offload {
         wire[6..8].copy_from_slice(&self.csum_start.to_le_bytes());
         wire[8..10].copy_from_slice(&self.csum_offset.to_le_bytes());
         wire[10..12].copy_from_slice(&[0, 0]);
+    }
+
+    /// Whether the header says nothing at all.
+    #[inline]
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        !(self.needs_csum | self.data_valid | self.ecn) && self.gso == Gso::None
     }
 
     /// Whether anything must be done before a port without capabilities can send the frame.
