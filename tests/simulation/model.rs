@@ -226,7 +226,8 @@ impl Model {
         let known = oracle.constant && restless.now_held == Some(now);
         if known || ((recent(&restless.moves) >= 5 || recent(&restless.held) > 0) && oracle.ask()) {
             restless.now_held = Some(now);
-            if recent(&restless.held) == 0 {
+            // So many moves can begin a hold anew.
+            if recent(&restless.moves) >= 5 {
                 restless.held.push(now);
             }
             return false;
