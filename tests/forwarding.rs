@@ -187,6 +187,11 @@ fn an_inner_tag_does_not_escape() {
     assert_eq!(bench.totals(1).dropped(DropReason::AmbiguousTag), 1);
     assert_eq!(got[2][0][12..22], tagged(0x8100, 30, &tagged(0x8100, 20, &IP)));
     assert_eq!(got[3][0][12..18], tagged(0x8100, 20, &IP));
+    // Linux, for one, looks through a priority tag and finds VLAN 20 behind it.
+    let hidden = frame(MacAddr::BROADCAST, mac(1), &tagged(0x8100, 10, &tagged(0x8100, 0, &tagged(0x8100, 20, &IP))));
+    let got = exchange(&bench, &[(0, hidden)]);
+    assert_eq!((got[1].len(), got[2].len(), got[3].len()), (0, 1, 1));
+    assert_eq!(bench.totals(1).dropped(DropReason::AmbiguousTag), 2);
 }
 
 #[test]

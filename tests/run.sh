@@ -31,7 +31,7 @@ fi
 
 echo "== the binary under test"
 cargo build --locked -p switch-cli
-echo "== unit, model, forwarding, control and namespace tests"
+echo "== unit, model, simulation, fuzz replay, forwarding, control, namespace and kernel-bridge tests"
 cargo test --locked --workspace -- --test-threads 4
 echo "== the MAC table under loom: every interleaving"
 RUSTFLAGS="--cfg vswitch_loom" cargo test --locked -p switch-core --lib --target-dir target/loom fdb::loom_tests

@@ -56,7 +56,7 @@ pub struct Slot {
     pub domain: DomainId,
     /// Set by the pipeline: bytes of tag that ingress takes off (0 or 4, at offset 12).
     pub strip: u8,
-    /// Set by the pipeline: what remains after the stripped tag begins with a VLAN tag of its own (VID not 0).
+    /// Set by the pipeline: what remains after the stripped tag would be read as a VLAN of its own.
     pub inner_tag: bool,
     /// Set by the pipeline: priority and drop-eligible bits of the stripped tag, in TCI position.
     pub priority: u16,

@@ -229,7 +229,9 @@ fn classify_one(context: &Context<'_>, batch: &mut Batch, index: usize) -> Resul
         slot.priority = outer.tci & 0xf000;
         inner = OuterTag::behind(head, slot.strip);
     }
-    slot.inner_tag = inner.is_some_and(|tag| tag.vid() != 0);
+    // Receivers look through priority tags, so one of them in front hides nothing.
+    slot.inner_tag =
+        inner.is_some_and(|tag| tag.vid() != 0 || OuterTag::behind(head, slot.strip + TAG as u8).is_some());
     slot.domain = attachment.domain;
     let domain = context.topology.domain(attachment.domain).ok_or(DropReason::NoDomain)?;
     if let Some(nibble) = dst.reserved_group()

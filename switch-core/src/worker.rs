@@ -290,7 +290,7 @@ impl Worker {
                 last_work = Instant::now();
             }
             round = round.wrapping_add(1);
-            let ready = self.queues.iter().flatten().any(|q| q.ready);
+            let ready = self.has_ready();
             let spin = match self.mode {
                 PollMode::Busy => true,
                 PollMode::Adaptive => last_work.elapsed() < ADAPTIVE_SPIN,
@@ -301,11 +301,11 @@ impl Worker {
                     || !self.commands.is_empty()
                     || !self.queues.iter().flatten().any(|q| q.hot)
                 {
-                    self.wait(Some(Duration::ZERO));
+                    self.look();
                 }
                 continue;
             }
-            if self.arm() {
+            if self.may_sleep() {
                 self.wait(None);
             }
         }
@@ -314,9 +314,19 @@ impl Worker {
         self.turn(now);
     }
 
-    /// Asks every queue for a wake-up; false if one has frames after all.
-    fn arm(&mut self) -> bool {
-        let mut quiet = true;
+    fn has_ready(&self) -> bool {
+        self.queues.iter().flatten().any(|q| q.ready)
+    }
+
+    /// Takes note of what has become ready, and obeys commands; never blocks.
+    pub fn look(&mut self) {
+        self.wait(Some(Duration::ZERO));
+    }
+
+    /// Asks every queue for a wake-up; false if one has frames, known before or found now. After true, the next frame
+    /// or command is an event of the poll set.
+    pub fn may_sleep(&mut self) -> bool {
+        let mut quiet = !self.has_ready();
         for queue in self.queues.iter_mut().flatten() {
             queue.hot = false;
             if queue.rx.arm() == Armed::Work {
@@ -404,7 +414,8 @@ impl Worker {
         Some(queue.rx)
     }
 
-    fn disown(&mut self, port: PortId) {
+    /// Closes all receive queues of a port.
+    pub fn disown(&mut self, port: PortId) {
         for index in 0..self.queues.len() {
             if self.queues[index].as_ref().is_some_and(|q| q.port == port)
                 && let Some(queue) = self.queues[index].take()

@@ -1,5 +1,8 @@
 //! What the tests share: a running `vswitch` with everything it makes, and a switch on in-memory ports.
 
+pub mod fuzz;
+pub mod rng;
+
 use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},

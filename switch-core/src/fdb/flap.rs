@@ -55,10 +55,23 @@ impl Default for FlapTable {
     }
 }
 
+/// The cell of a key. The domain counts too: a router has one address in all of its domains, and a loop moves it in
+/// all of them at once.
+fn cell_of(key: u64) -> usize {
+    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize % CELLS
+}
+
 impl FlapTable {
+    /// Whether `key` is held at this moment. Counts nothing.
+    #[inline]
+    pub(super) fn holds(&self, key: u64, now: Now) -> bool {
+        let cell = &self.cells[cell_of(key)];
+        cell.key == key && now.nanos < cell.held_until
+    }
+
     /// Whether `key` may move from one port to the other now; counts the move if so.
     pub(super) fn may_move(&mut self, key: u64, kept_on: PortId, seen_on: PortId, now: Now) -> bool {
-        let cell = &mut self.cells[(key ^ (key >> 8) ^ (key >> 16)) as usize % CELLS];
+        let cell = &mut self.cells[cell_of(key)];
         if cell.key != key {
             *cell = Cell { key, window_start: now.nanos, ..Cell::default() };
         }

@@ -44,6 +44,9 @@ pub const MAX_CAPACITY: usize = 1 << 20;
 pub const MAX_AGEING_S: u32 = 60_000;
 /// The ageing time of IEEE 802.1Q-2022 table 8-6.
 pub const DEFAULT_AGEING_S: u32 = 300;
+/// Loom makes a table for each interleaving, so there it is small.
+const PORT_SLOTS: usize = if cfg!(vswitch_loom) { 8 } else { MAX_PORTS };
+const DOMAIN_SLOTS: usize = if cfg!(vswitch_loom) { 8 } else { MAX_DOMAINS };
 /// Average entries per bucket at capacity: the rest is room for uneven hashing.
 const FILL: f64 = 3.5;
 
@@ -200,10 +203,10 @@ impl Fdb {
             seed: seed | 1,
             factor: seed.rotate_left(32) | 1,
             capacity,
-            port_counts: counts(MAX_PORTS, 0),
-            port_quotas: counts(MAX_PORTS, port_quota),
-            domain_counts: counts(MAX_DOMAINS, 0),
-            domain_quotas: counts(MAX_DOMAINS, u32::MAX),
+            port_counts: counts(PORT_SLOTS, 0),
+            port_quotas: counts(PORT_SLOTS, port_quota),
+            domain_counts: counts(DOMAIN_SLOTS, 0),
+            domain_quotas: counts(DOMAIN_SLOTS, u32::MAX),
         }
     }
 
@@ -241,6 +244,10 @@ impl Fdb {
 
     #[inline]
     fn get(&self, hash: &FdbHash) -> Option<u32> {
+        // The zero address in domain 0 has the key of an empty place.
+        if hash.key == 0 {
+            return None;
+        }
         self.buckets[hash.first as usize].get(hash.key).or_else(|| self.buckets[hash.second as usize].get(hash.key))
     }
 
@@ -258,30 +265,32 @@ impl Fdb {
                 if kind_of(value) != Kind::Learned {
                     return Learned::Violation { pinned_to: port_of(value) };
                 }
-                if !flaps.may_move(hash.key, port_of(value), port, now) {
+                // A flapping address costs a read, not a lock. Every other move is asked for under the lock.
+                if flaps.holds(hash.key, now) {
                     return Learned::Held;
                 }
             }
         }
-        self.write(hash, port, now.tick)
+        self.write(hash, port, now, flaps)
     }
 
     /// The writing half of `learn`; everything is judged again under the lock.
     #[cold]
-    fn write(&self, hash: &FdbHash, port: PortId, now: Tick) -> Learned {
+    fn write(&self, hash: &FdbHash, port: PortId, now: Now, flaps: &mut FlapTable) -> Learned {
         let Some(first) = self.buckets[hash.first as usize].try_lock() else { return Learned::Raced };
         if let Some(way) = first.find(hash.key) {
-            return self.update(&first, way, hash.key, port, now);
+            return self.update(&first, way, hash.key, port, now, flaps);
         }
         let second = if hash.second == hash.first {
             None
         } else {
             let Some(second) = self.buckets[hash.second as usize].try_lock() else { return Learned::Raced };
             if let Some(way) = second.find(hash.key) {
-                return self.update(&second, way, hash.key, port, now);
+                return self.update(&second, way, hash.key, port, now, flaps);
             }
             Some(second)
         };
+        let now = now.tick;
         let domain = (hash.key >> 48) as usize;
         if self.port_counts[port.index()].load(Relaxed) >= self.port_quotas[port.index()].load(Relaxed) {
             return Learned::Full;
@@ -295,22 +304,38 @@ impl Fdb {
         if self.insert(&first, second.as_ref(), hash.key, value, now, rule) { Learned::New } else { Learned::Full }
     }
 
-    fn update(&self, bucket: &Locked<'_>, way: usize, key: u64, port: PortId, now: Tick) -> Learned {
+    fn update(
+        &self,
+        bucket: &Locked<'_>,
+        way: usize,
+        key: u64,
+        port: PortId,
+        now: Now,
+        flaps: &mut FlapTable,
+    ) -> Learned {
         let value = bucket.value(way);
         let from = port_of(value);
         if from == port {
             if kind_of(value) != Kind::Static {
-                bucket.put(way, key, pack(port, kind_of(value), now));
+                bucket.put(way, key, pack(port, kind_of(value), now.tick));
             }
             return Learned::Refreshed;
         }
         if kind_of(value) != Kind::Learned {
             return Learned::Violation { pinned_to: from };
         }
-        bucket.put(way, key, pack(port, Kind::Learned, now));
-        self.port_counts[from.index()].fetch_sub(1, Relaxed);
-        self.port_counts[port.index()].fetch_add(1, Relaxed);
+        if !flaps.may_move(key, from, port, now) {
+            return Learned::Held;
+        }
+        self.replace(bucket, way, key, pack(port, Kind::Learned, now.tick));
         Learned::Moved { from }
+    }
+
+    /// Gives a key that is there another value.
+    fn replace(&self, bucket: &Locked<'_>, way: usize, key: u64, value: u32) {
+        self.port_counts[port_of(bucket.value(way)).index()].fetch_sub(1, Relaxed);
+        bucket.put(way, key, value);
+        self.port_counts[port_of(value).index()].fetch_add(1, Relaxed);
     }
 
     /// Puts a key that is in neither bucket into one of them, evicting if it must and may.
@@ -373,12 +398,11 @@ impl Fdb {
     /// Makes a static or sticky entry, replacing whatever is there for the address.
     ///
     /// # Errors
-    /// The address is no unicast address, or there is no room for it.
+    /// The address is no unicast address, there is no room for it, or a worker kept a bucket: nothing has changed.
     pub fn pin(&self, domain: DomainId, mac: MacAddr, port: PortId, kind: Kind, now: Tick) -> Result<(), FdbError> {
         if mac.is_multicast() || mac == MacAddr::ZERO {
             return Err(FdbError::NotUnicast(mac));
         }
-        self.remove(domain, mac)?;
         let hash = self.hash(domain, mac);
         let first = self.buckets[hash.first as usize].lock().ok_or(FdbError::Busy(mac))?;
         let second = if hash.second == hash.first {
@@ -386,14 +410,13 @@ impl Fdb {
         } else {
             Some(self.buckets[hash.second as usize].lock().ok_or(FdbError::Busy(mac))?)
         };
-        // A worker may have learned it again meanwhile.
+        let value = pack(port, kind, now);
         for bucket in [Some(&first), second.as_ref()].into_iter().flatten() {
             if let Some(way) = bucket.find(hash.key) {
-                self.uncount(hash.key, bucket.value(way));
-                bucket.put(way, 0, 0);
+                self.replace(bucket, way, hash.key, value);
+                return Ok(());
             }
         }
-        let value = pack(port, kind, now);
         if self.insert(&first, second.as_ref(), hash.key, value, now, Eviction::AnyLearned) {
             Ok(())
         } else {

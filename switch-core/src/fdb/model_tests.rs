@@ -107,6 +107,79 @@ fn a_flood_of_sources_leaves_other_ports_hosts_alone() {
     );
 }
 
+#[test]
+fn a_move_that_the_unlocked_read_missed_is_held_too() {
+    let fdb = Fdb::with_seed(1024, 7);
+    let mut flaps = FlapTable::default();
+    learn(&fdb, &mut flaps, 0, 1, 0, at(1));
+    assert!((0..10).any(|i| learn(&fdb, &mut flaps, 0, 1, (i + 1) % 2, at(1)) == Learned::Held));
+    let kept = look(&fdb, 0, 1).expect("still there");
+    // What `learn` does after its read lost against a writer.
+    let late = fdb.write(&fdb.hash(DomainId(0), mac(1)), PortId(1 - kept), at(2), &mut flaps);
+    assert_eq!((late, look(&fdb, 0, 1)), (Learned::Held, Some(kept)));
+}
+
+#[test]
+fn an_address_that_flaps_in_two_domains_at_once_is_held_in_both() {
+    let fdb = Fdb::with_seed(1024, 7);
+    let mut flaps = FlapTable::default();
+    let mut held = [0, 0];
+    for round in 0..20 {
+        for d in [0, 1] {
+            held[d] += u32::from(learn(&fdb, &mut flaps, d as u16, 1, round % 2, at(1)) == Learned::Held);
+        }
+    }
+    assert!(held.iter().all(|n| *n > 0), "{held:?}");
+}
+
+#[test]
+fn a_pin_that_fails_changes_nothing() {
+    // One bucket of five places, all static but one.
+    let fdb = Fdb::with_seed(1, 7);
+    let mut flaps = FlapTable::default();
+    let pin = |m, p| fdb.pin(DomainId(0), mac(m), PortId(p), Kind::Static, Tick(1));
+    for m in 1..=4 {
+        pin(m, 1).expect("room");
+    }
+    learn(&fdb, &mut flaps, 0, 5, 2, at(1));
+    pin(5, 3).expect("it is there already");
+    let before = fdb.entries(Tick(1));
+    assert_eq!(pin(6, 4), Err(FdbError::Full(mac(6))));
+    assert_eq!(fdb.entries(Tick(1)), before);
+    // A worker has the bucket.
+    let taken = fdb.buckets[0].try_lock().expect("free");
+    assert_eq!(pin(5, 4), Err(FdbError::Busy(mac(5))));
+    drop(taken);
+    assert_eq!(fdb.entries(Tick(1)), before);
+    assert_eq!((fdb.port_len(PortId(1)), fdb.port_len(PortId(3)), fdb.len()), (4, 1, 5));
+}
+
+#[test]
+fn a_pin_that_loses_the_second_bucket_keeps_the_entry_in_the_first() {
+    let fdb = Fdb::with_seed(7, 3);
+    let m = (1..)
+        .find(|m| {
+            let h = fdb.hash(DomainId(0), mac(*m));
+            h.first != h.second
+        })
+        .expect("some");
+    fdb.pin(DomainId(0), mac(m), PortId(1), Kind::Static, Tick(1)).expect("room");
+    let taken = fdb.buckets[fdb.hash(DomainId(0), mac(m)).second as usize].try_lock().expect("free");
+    assert_eq!(fdb.pin(DomainId(0), mac(m), PortId(2), Kind::Static, Tick(1)), Err(FdbError::Busy(mac(m))));
+    drop(taken);
+    assert_eq!(look(&fdb, 0, m), Some(1));
+}
+
+#[test]
+fn the_zero_address_is_never_there() {
+    let fdb = Fdb::with_seed(1024, 7);
+    for d in [0, 1] {
+        assert_eq!(fdb.lookup(&fdb.hash(DomainId(d), MacAddr::ZERO)), None);
+        assert_eq!(fdb.remove(DomainId(d), MacAddr::ZERO), Ok(false));
+    }
+    assert_eq!(fdb.len(), 0);
+}
+
 #[derive(Clone, Debug)]
 enum Operation {
     Learn { domain: u16, mac: u64, port: u16 },

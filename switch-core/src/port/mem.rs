@@ -60,6 +60,12 @@ impl MemPeer {
         std::mem::take(&mut self.wire.lock().from_switch)
     }
 
+    /// How many frames the switch has not taken yet.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.wire.lock().to_switch.len()
+    }
+
     /// How many untaken frames the port accepts before its queue is full.
     pub fn set_room(&self, frames: usize) {
         self.wire.lock().room = frames;
