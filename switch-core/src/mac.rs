@@ -42,8 +42,44 @@ impl MacAddr {
     /// Returns the last nibble.
     #[inline]
     pub const fn reserved_group(self) -> Option<u8> {
-        let bits = self.to_u64();
-        if bits & !0xf == 0x0180_c200_0000 { Some((bits & 0xf) as u8) } else { None }
+        MacBits(self.to_u64()).reserved_group()
+    }
+}
+
+/// An address as an integer ([`MacAddr::to_u64`]): on the frame path one register instead of six bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MacBits(pub u64);
+
+impl MacBits {
+    /// Destination and source of an Ethernet header.
+    #[inline]
+    #[must_use]
+    pub const fn of_header(header: &[u8; 14]) -> (MacBits, MacBits) {
+        let h = header;
+        let dst = u64::from_be_bytes([h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7]]) >> 16;
+        let src = u64::from_be_bytes([h[6], h[7], h[8], h[9], h[10], h[11], h[12], h[13]]) >> 16;
+        (MacBits(dst), MacBits(src))
+    }
+
+    /// See [`MacAddr::is_multicast`].
+    #[inline]
+    #[must_use]
+    pub const fn is_multicast(self) -> bool {
+        self.0 & (1 << 40) != 0
+    }
+
+    /// See [`MacAddr::is_broadcast`].
+    #[inline]
+    #[must_use]
+    pub const fn is_broadcast(self) -> bool {
+        self.0 == 0xffff_ffff_ffff
+    }
+
+    /// See [`MacAddr::reserved_group`].
+    #[inline]
+    #[must_use]
+    pub const fn reserved_group(self) -> Option<u8> {
+        if self.0 & !0xf == 0x0180_c200_0000 { Some((self.0 & 0xf) as u8) } else { None }
     }
 }
 

@@ -12,8 +12,8 @@ use crate::{
     clock::Now,
     fdb::{Fdb, FdbHash, FlapTable, Learned},
     frame::{flow, offload::Offload, validate, vlan::OuterTag},
-    id::{DomainId, PortId, TxId},
-    mac::MacAddr,
+    id::{PortId, TxId},
+    mac::MacBits,
     stats::{Counter, CounterBlock},
     topology::{Attachment, DomainEntry, Dress, PortEntry, Role, StormClass, Topology},
     verdict::DropReason,
@@ -148,9 +148,6 @@ impl Plan {
 struct Work {
     slot: u8,
     role: Role,
-    domain: DomainId,
-    src: MacAddr,
-    dst: MacAddr,
     dst_hash: FdbHash,
     src_hash: FdbHash,
 }
@@ -208,12 +205,11 @@ fn classify_one(context: &Context<'_>, batch: &mut Batch, index: usize) -> Resul
     }
     let (head, slot) = batch.head_and_slot_mut(index);
     let addresses: &[u8; ETHERNET] = head.get(..ETHERNET).and_then(|h| h.try_into().ok()).ok_or(DropReason::Runt)?;
-    let dst = MacAddr([addresses[0], addresses[1], addresses[2], addresses[3], addresses[4], addresses[5]]);
-    let src = MacAddr([addresses[6], addresses[7], addresses[8], addresses[9], addresses[10], addresses[11]]);
+    let (dst, src) = MacBits::of_header(addresses);
     if src.is_multicast() {
         return Err(DropReason::MulticastSource);
     }
-    if src == MacAddr::ZERO {
+    if src == MacBits(0) {
         return Err(DropReason::ZeroSource);
     }
     let tag = OuterTag::read(head);
@@ -246,11 +242,8 @@ fn classify_one(context: &Context<'_>, batch: &mut Batch, index: usize) -> Resul
     Ok(Work {
         slot: index as u8,
         role: attachment.role,
-        domain: attachment.domain,
-        src,
-        dst,
-        src_hash: context.fdb.hash(attachment.domain, src),
-        dst_hash: context.fdb.hash(attachment.domain, dst),
+        src_hash: context.fdb.hash_bits(attachment.domain, src),
+        dst_hash: context.fdb.hash_bits(attachment.domain, dst),
     })
 }
 
@@ -279,13 +272,12 @@ fn check_length(domain: &DomainEntry, len: u32, strip: u8, inner: bool, offload:
 
 fn learn(context: &Context<'_>, counts: &CounterBlock, flaps: &mut FlapTable, work: &mut ArrayVec<Work, BATCH_FRAMES>) {
     let port = context.ingress.id;
-    let mut last: Option<(DomainId, MacAddr, bool)> = None;
+    let mut last: Option<(FdbHash, bool)> = None;
     let mut held = 0u64;
     work.retain(|item| {
         // Frames come in bursts of one sender: the repeated ones are not looked up again.
-        if let Some((domain, src, keep)) = last
-            && domain == item.domain
-            && src == item.src
+        if let Some((src, keep)) = last
+            && src.same(&item.src_hash)
         {
             held += u64::from(!keep);
             return keep;
@@ -299,7 +291,7 @@ fn learn(context: &Context<'_>, counts: &CounterBlock, flaps: &mut FlapTable, wo
             Learned::Violation { .. } => counts.add(Counter::FdbPinned, 1),
             Learned::Held => keep = false,
         }
-        last = Some((item.domain, item.src, keep));
+        last = Some((item.src_hash, keep));
         held += u64::from(!keep);
         keep
     });
@@ -313,7 +305,7 @@ fn decide(context: &Context<'_>, batch: &Batch, counts: &CounterBlock, work: &[W
     let mut decided = 0u64;
     let mut copies = 0u64;
     let mut flooded = 0u64;
-    let mut last: Option<(DomainId, MacAddr, Option<PortId>)> = None;
+    let mut last: Option<(FdbHash, Option<PortId>)> = None;
     for item in work {
         let slot = usize::from(item.slot);
         let mut hash = None;
@@ -321,16 +313,15 @@ fn decide(context: &Context<'_>, batch: &Batch, counts: &CounterBlock, work: &[W
         if let Some(flows) = &ingress.shared.flows {
             flows.note(flow(), context.queue);
         }
-        let known = if item.dst.is_multicast() {
+        let known = if item.dst_hash.mac().is_multicast() {
             None
-        } else if let Some((domain, dst, port)) = last
-            && domain == item.domain
-            && dst == item.dst
+        } else if let Some((dst, port)) = last
+            && dst.same(&item.dst_hash)
         {
             port
         } else {
             let port = context.fdb.lookup(&item.dst_hash);
-            last = Some((item.domain, item.dst, port));
+            last = Some((item.dst_hash, port));
             port
         };
         let result = match known {
@@ -365,7 +356,7 @@ fn unicast(
         return Err(DropReason::SamePort);
     }
     let port = context.topology.port(to).ok_or(DropReason::NotMember)?;
-    let member = port.attachment_in(item.domain).ok_or(DropReason::NotMember)?;
+    let member = port.attachment_in(item.dst_hash.domain()).ok_or(DropReason::NotMember)?;
     if !item.role.may_reach(member.role) {
         return Err(DropReason::RoleForbidden);
     }
@@ -381,9 +372,9 @@ fn flood(
     plan: &mut Plan,
 ) -> Result<u64, DropReason> {
     let ingress = context.ingress;
-    let (class, over) = if item.dst.is_broadcast() {
+    let (class, over) = if item.dst_hash.mac().is_broadcast() {
         (StormClass::Broadcast, DropReason::StormBroadcast)
-    } else if item.dst.is_multicast() {
+    } else if item.dst_hash.mac().is_multicast() {
         (StormClass::Multicast, DropReason::StormMulticast)
     } else {
         (StormClass::Unknown, DropReason::StormUnknown)
@@ -391,7 +382,7 @@ fn flood(
     if !ingress.shared.storm.admit(class, &ingress.storm, context.now.nanos) {
         return Err(over);
     }
-    let domain = context.topology.domain(item.domain).ok_or(DropReason::NoDomain)?;
+    let domain = context.topology.domain(item.dst_hash.domain()).ok_or(DropReason::NoDomain)?;
     let mut copies = 0;
     for target in domain.flood(item.role) {
         if target.port == ingress.id && !ingress.hairpin {

@@ -33,7 +33,7 @@ pub use flap::{FlapEvent, FlapTable, HOLD_NS, MOVES_TO_HOLD, WINDOW_NS};
 use crate::{
     clock::{Now, Tick},
     id::{DomainId, MAX_DOMAINS, MAX_PORTS, PortId},
-    mac::MacAddr,
+    mac::{MacAddr, MacBits},
 };
 
 /// Entries of a table unless told otherwise.
@@ -68,6 +68,29 @@ pub struct FdbHash {
     key: u64,
     first: u32,
     second: u32,
+}
+
+impl FdbHash {
+    /// The domain.
+    #[inline]
+    #[must_use]
+    pub const fn domain(&self) -> DomainId {
+        DomainId((self.key >> 48) as u16)
+    }
+
+    /// The address.
+    #[inline]
+    #[must_use]
+    pub const fn mac(&self) -> MacBits {
+        MacBits(self.key & 0xffff_ffff_ffff)
+    }
+
+    /// Whether both are for the same address in the same domain.
+    #[inline]
+    #[must_use]
+    pub const fn same(&self, other: &FdbHash) -> bool {
+        self.key == other.key
+    }
 }
 
 /// What came of a source address.
@@ -220,7 +243,14 @@ impl Fdb {
     #[inline]
     #[must_use]
     pub fn hash(&self, domain: DomainId, mac: MacAddr) -> FdbHash {
-        let key = (u64::from(domain.0) << 48) | mac.to_u64();
+        self.hash_bits(domain, MacBits(mac.to_u64()))
+    }
+
+    /// As [`hash`](Self::hash), on the frame path.
+    #[inline]
+    #[must_use]
+    pub fn hash_bits(&self, domain: DomainId, mac: MacBits) -> FdbHash {
+        let key = (u64::from(domain.0) << 48) | mac.0;
         // Multiply and fold: both halves of a 128-bit product with a secret factor, then each half of the result
         // scaled to the number of buckets.
         let product = u128::from(key ^ self.seed).wrapping_mul(u128::from(self.factor));
