@@ -76,6 +76,8 @@ struct Ring {
     next_available: u16,
     kicked: u16,
     last_used: u16,
+    /// Where the device begins.
+    base: u16,
     free: Vec<u16>,
     /// Which descriptors a chain uses, by head.
     chains: Vec<Vec<u16>>,
@@ -109,6 +111,7 @@ impl Ring {
             next_available: 0,
             kicked: 0,
             last_used: 0,
+            base: 0,
             free: (0..size).rev().collect(),
             chains: vec![Vec::new(); usize::from(size)],
         };
@@ -193,9 +196,7 @@ impl FrontEnd {
         vhost
             .set_protocol_features(protocol & (VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK))?;
         vhost.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        if options.queues > 1 {
-            ensure!(vhost.get_queue_num()? >= options.queues as u64, "too few queues");
-        }
+        // Not asked for the number of queues: the crate takes pairs for rings and would refuse to go on.
         let mut front = FrontEnd { memory, vhost, rings, features, options };
         front.share_memory()?;
         for pair in 0..front.options.queues {
@@ -239,7 +240,7 @@ impl FrontEnd {
                 log_addr: None,
             },
         )?;
-        self.vhost.set_vring_base(index, ring.last_used)?;
+        self.vhost.set_vring_base(index, ring.base)?;
         self.vhost.set_vring_call(index, &ring.call)?;
         self.vhost.set_vring_kick(index, &ring.kick)?;
         self.vhost.set_vring_enable(index, true)?;
@@ -252,7 +253,8 @@ impl FrontEnd {
     /// The switch refuses it.
     pub fn stop_ring(&mut self, index: usize) -> anyhow::Result<u16> {
         self.vhost.set_vring_enable(index, false)?;
-        Ok(self.vhost.get_vring_base(index)? as u16)
+        self.rings[index].base = self.vhost.get_vring_base(index)? as u16;
+        Ok(self.rings[index].base)
     }
 
     /// Starts a stopped ring again where the device left it.
@@ -498,6 +500,8 @@ impl FrontEnd {
     pub fn wait(&mut self, pair: usize, patience: Duration) -> anyhow::Result<bool> {
         let index = 2 * pair;
         let ring = &self.rings[index];
+        // Interrupts for what has been seen already.
+        let _ = ring.call.read();
         if self.features & features::EVENT_IDX != 0 {
             let at = GuestAddress(ring.available + 4 + 2 * u64::from(ring.size));
             self.memory.store(ring.last_used, at, Ordering::Relaxed)?;
