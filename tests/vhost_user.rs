@@ -396,7 +396,7 @@ fn a_vm_that_dies_or_lies_harms_only_its_own_port() {
         assert!(got.contains(&frame));
     }
     lab.check_balance(&["vm0", "vm1", "vm2", "vm3"]);
-    assert_eq!(count(&lab.view("vm0"), "rx_lost"), 3, "a broken ring is counted");
+    assert_eq!(count(&lab.view("vm0"), "rx_errors"), 3, "a broken ring is counted");
     // A port whose VM is in the middle of a sentence can be taken away.
     lab.daemon.cli(&["port", "del", "vm3"]).expect("deleted");
     drop(half);

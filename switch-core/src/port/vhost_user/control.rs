@@ -146,7 +146,7 @@ struct Vring {
     /// The next chain to take, while the ring is stopped.
     base: u16,
     kick: Kick,
-    call: Option<File>,
+    call: Option<Arc<File>>,
     enabled: bool,
 }
 
@@ -189,10 +189,7 @@ impl Device {
             .addresses
             .filter(|_| started)
             .and_then(|addresses| RingMemory::new(&self.memory, vring.size, addresses))
-            .map(|memory| {
-                let call = vring.call.as_ref().and_then(|call| call.try_clone().ok());
-                Running::new(memory, vring.base, self.features, call)
-            });
+            .map(|memory| Running::new(memory, vring.base, self.features, vring.call.clone()));
         let runs = ring.running.is_some();
         // Fair: a worker that waits for its turn gets it.
         parking_lot::MutexGuard::unlock_fair(ring);
@@ -396,8 +393,8 @@ impl VhostUserBackendReqHandlerMut for Device {
                 return self.refuse("a call descriptor that cannot be set non-blocking".to_owned());
             }
         }
-        let call = file.as_ref().and_then(|file| file.try_clone().ok());
-        self.vring(u32::from(index))?.call = file;
+        let call = file.map(Arc::new);
+        self.vring(u32::from(index))?.call.clone_from(&call);
         if let Some(running) = &mut self.shared.rings[usize::from(index)].lock().running {
             running.call = call;
         }

@@ -10,7 +10,10 @@
 use std::{
     fs::File,
     io::Write,
-    sync::atomic::{Ordering, fence},
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
 };
 
 use arrayvec::ArrayVec;
@@ -130,13 +133,13 @@ pub struct Running {
     /// What was negotiated.
     pub features: Features,
     /// How the guest is interrupted; `None`: it polls.
-    pub call: Option<File>,
+    pub call: Option<Arc<File>>,
 }
 
 impl Running {
     /// Starts a ring at chain `next`, with kicks on: a ring that has not been served yet is not polled.
     #[must_use]
-    pub fn new(memory: RingMemory, next: u16, features: Features, call: Option<File>) -> Running {
+    pub fn new(memory: RingMemory, next: u16, features: Features, call: Option<Arc<File>>) -> Running {
         let used = memory.used_index();
         let cursor = Cursor { next, seen: next, used, published: used, kick_at: None, kicks_off: true };
         let mut running = Running { memory, cursor, features, call };
@@ -191,7 +194,7 @@ impl Running {
         } else {
             !self.memory.interrupts_off()
         };
-        if wanted && let Some(call) = &mut self.call {
+        if wanted && let Some(mut call) = self.call.as_deref() {
             // An eventfd that cannot take more has an interrupt pending already.
             let _ = call.write(&1u64.to_ne_bytes());
         }

@@ -37,12 +37,14 @@ pub struct VhostRx {
     /// Found in the same batch as good frames, which come first.
     fault: Option<Fault>,
     lost: u64,
+    /// Broken rings.
+    errors: u64,
 }
 
 impl VhostRx {
     pub(super) fn new(shared: &Arc<Shared>, pair: usize) -> VhostRx {
         let ring = Arc::clone(shared.transmit_ring(pair));
-        VhostRx { shared: Arc::clone(shared), pair, ring, held: None, fault: None, lost: 0 }
+        VhostRx { shared: Arc::clone(shared), pair, ring, held: None, fault: None, lost: 0, errors: 0 }
     }
 
     /// Returns the chains and lets go of the ring.
@@ -53,7 +55,7 @@ impl VhostRx {
         }
         if let Some(fault) = self.fault.take() {
             ring.fail(fault);
-            self.lost += 1;
+            self.errors += 1;
             self.shared.hang_up();
         }
         // Fair: the control thread must get its turn even if this worker comes back at once.
@@ -92,6 +94,10 @@ impl PortRx for VhostRx {
 
     fn take_lost(&mut self) -> u64 {
         std::mem::take(&mut self.lost)
+    }
+
+    fn take_errors(&mut self) -> u64 {
+        std::mem::take(&mut self.errors)
     }
 }
 
