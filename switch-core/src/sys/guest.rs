@@ -65,7 +65,6 @@ impl Region {
         if end > size {
             return Err(refused(format!("a region ends at byte {end} of a file of {size}")));
         }
-        #[expect(clippy::cast_lossless, reason = "the type differs between targets")]
         if nix::sys::statfs::fstatfs(file.as_fd())?.filesystem_type().0 as i64 == FUSE_SUPER_MAGIC {
             return Err(refused("guest memory in a FUSE file system could block the switch".to_owned()));
         }
