@@ -29,7 +29,7 @@ use vhost::vhost_user::{
 };
 
 use super::{
-    RETRY, Shared, VhostConfig,
+    RETRY, Shared, VhostConfig, early,
     features::{self, Features},
     ring::Running,
 };
@@ -86,15 +86,17 @@ impl Host {
     /// One connection from its beginning to its end.
     fn session(&self, stream: UnixStream) {
         let path = self.path.display();
-        let other = stream.set_nonblocking(false).and_then(|()| stream.try_clone());
-        if !other.is_ok_and(|other| self.shared.begin(other)) {
+        let clones = stream.set_nonblocking(false).and_then(|()| Ok((stream.try_clone()?, stream.try_clone()?)));
+        let Ok((other, peek)) = clones else { return };
+        if !self.shared.begin(other) {
             return;
         }
         tracing::info!(socket = %path, "a VM has connected");
         let device = Arc::new(Mutex::new(Device::new(Arc::clone(&self.shared), self.offered)));
         let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&device));
         let error = loop {
-            let result = handler.handle_request();
+            let early = early::is_enable(&peek) && !lock(&device).features.has(features::PROTOCOL_FEATURES);
+            let result = if early { enable_early(&peek, &device) } else { handler.handle_request() };
             let mut device = lock(&device);
             if let Err(e) = result {
                 break device.complaint.take().unwrap_or_else(|| e.to_string());
@@ -120,6 +122,16 @@ impl Host {
             }
         }
     }
+}
+
+/// See [`early`].
+fn enable_early(stream: &UnixStream, device: &Mutex<Device>) -> Result<()> {
+    let (ring, enable, reply) = early::take_enable(stream).map_err(Error::SocketBroken)?;
+    let result = lock(device).set_vring_enable(ring, enable);
+    if reply {
+        early::acknowledge(stream, result.is_err()).map_err(Error::SocketBroken)?;
+    }
+    result
 }
 
 fn lock(device: &Mutex<Device>) -> std::sync::MutexGuard<'_, Device> {

@@ -14,6 +14,7 @@
 //! starts again from the used index), packed rings, the link state of the guest's device.
 
 mod control;
+mod early;
 pub mod features;
 mod ring;
 mod rx;
