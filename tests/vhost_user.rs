@@ -2,7 +2,7 @@
 //! the rules or say only half of what they want.
 
 use std::{
-    io::Write,
+    io::{Read, Write},
     os::unix::net::{UnixListener, UnixStream},
     path::PathBuf,
     time::{Duration, Instant},
@@ -400,6 +400,29 @@ fn a_vm_that_dies_or_lies_harms_only_its_own_port() {
     // A port whose VM is in the middle of a sentence can be taken away.
     lab.daemon.cli(&["port", "del", "vm3"]).expect("deleted");
     drop(half);
+}
+
+#[test]
+fn a_ring_may_be_enabled_before_features_are_acknowledged_as_qemu_does() {
+    let lab = Lab::new(1, "", &[]);
+    let mut vmm = UnixStream::connect(lab.path(0)).expect("connected");
+    vmm.set_read_timeout(Some(PATIENCE)).expect("set");
+    let message = |code: u32, flags: u32, body: &[u32]| {
+        let header = [code, flags, 4 * body.len() as u32];
+        header.iter().chain(body).flat_map(|word| word.to_ne_bytes()).collect::<Vec<u8>>()
+    };
+    // GET_FEATURES, SET_VRING_ENABLE of a ring that is there and asks for an answer.
+    vmm.write_all(&message(1, 1, &[])).expect("sent");
+    let mut reply = [0; 20];
+    vmm.read_exact(&mut reply).expect("features");
+    vmm.write_all(&message(18, 1 | 8, &[1, 1])).expect("sent");
+    vmm.read_exact(&mut reply).expect("an answer");
+    assert_eq!(reply.to_vec(), message(18, 1 | 4, &[0, 0]));
+    // One that is not there is refused, and the connection ends.
+    vmm.write_all(&message(18, 1 | 8, &[2, 1])).expect("sent");
+    vmm.read_exact(&mut reply).expect("an answer");
+    assert_eq!(reply.to_vec(), message(18, 1 | 4, &[1, 0]));
+    assert_eq!(vmm.read(&mut reply).expect("closed"), 0);
 }
 
 #[test]
