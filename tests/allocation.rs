@@ -13,12 +13,21 @@ use lab::{Source, Swallow, worker_parts};
 use switch_core::{
     batch::Batch,
     clock::Clock,
+    frame::offload::Offload,
     id::PortId,
+    mac::MacAddr,
     port::{
         Notifier, Opened, QueuePair, dgram,
+        mem::MemFrame,
         stream::{self, Place, StreamConfig},
+        vhost_user::{self, VhostConfig},
     },
     stats::Counter,
+};
+use vswitch_benches::{
+    frames,
+    frontend::{FrontEnd, Options},
+    netns::unique,
 };
 
 struct Counting;
@@ -117,7 +126,7 @@ mod lab {
                 shared: Arc::clone(&shared[usize::from(i)]),
             })
             .collect();
-        let domains = [DomainDef { id: DomainId(0), mtu: 1500, group_fwd_mask: 1 }];
+        let domains = [DomainDef { id: DomainId(0), mtu: 9000, group_fwd_mask: 1 }];
         worker.take_up(Arc::new(Topology::build(Epoch(1), defs, &domains).expect("valid")));
         for (i, rx) in (0..).zip(rx) {
             worker.own(PortId(i), 0, rx, Arc::default()).expect("watched");
@@ -195,5 +204,62 @@ fn turns_on_sockets_do_not_allocate() {
     assert_eq!(allocations, 0);
     let sent = |i: usize| shared[i].counters.total().get(Counter::TxFrames);
     assert!(sent(0) == 4 * 204 && sent(1) >= 4 * 204, "frames were really moved: {} {}", sent(0), sent(1));
+    std::fs::remove_dir_all(&directory).expect("removed");
+}
+
+#[test]
+fn turns_of_vhost_user_ports_do_not_allocate() {
+    let directory = std::env::temp_dir().join(unique("vswitch-allocation-"));
+    std::fs::create_dir(&directory).expect("made");
+    let clock = Clock::start();
+    let (mut queues, mut controls, mut fronts) = (Vec::new(), Vec::new(), Vec::new());
+    for i in 0..2 {
+        let config = VhostConfig {
+            path: directory.join(format!("{i}.sock")),
+            client: false,
+            queues: 1,
+            offload: true,
+            owner: None,
+            group: None,
+            perm: None,
+        };
+        let mut opened = vhost_user::open(&config, Notifier::new(|| {})).expect("opened");
+        queues.push(opened.queues.remove(0));
+        controls.push(opened.control);
+        fronts.push(FrontEnd::connect(&config.path, Options::default()).expect("connected"));
+    }
+    let [one, two] = queues.try_into().ok().expect("two");
+    let (mut worker, _shared) = worker_parts(clock, [one, two]);
+    let macs = [MacAddr([2, 0, 0, 0, 0, 1]), MacAddr([2, 0, 0, 0, 0, 2])];
+    let frame = |from: usize, len, number| MemFrame {
+        bytes: frames::build(macs[1 - from], macs[from], len, number),
+        offload: Offload::NONE,
+    };
+    // Queues are looked at once, and from then on if they had frames.
+    for (from, front) in fronts.iter_mut().enumerate() {
+        front.send(0, &[frame(from, 60, 0)]).expect("sent");
+    }
+    while worker.turn(clock.now()) {}
+    for front in &mut fronts {
+        assert_eq!(front.receive(0).expect("received").len(), 1);
+    }
+    let mut counted = 0;
+    let mut moved = 0;
+    for round in 0..200 {
+        for from in 0..2 {
+            // Short ones are copied, long ones leased.
+            let some: Vec<_> =
+                [60, 1500, 5000, 9000].iter().cycle().take(24).map(|len| frame(from, *len, round)).collect();
+            assert_eq!(fronts[from].send(0, &some).expect("sent"), some.len());
+            let before = ALLOCATIONS.with(Cell::get);
+            while worker.turn(clock.now()) {}
+            counted += ALLOCATIONS.with(Cell::get) - before;
+            let got = fronts[1 - from].receive(0).expect("received");
+            moved += got.len();
+            assert!(got == some, "round {round}");
+        }
+    }
+    assert_eq!(counted, 0, "allocations while {moved} frames were moved");
+    drop((fronts, worker, controls));
     std::fs::remove_dir_all(&directory).expect("removed");
 }

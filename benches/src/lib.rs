@@ -1,9 +1,10 @@
-//! The laboratory: namespaces, a generator and a sink of numbered frames, contestants and statistics. Used by
-//! `vswitch demo`, the benchmarks and the tests.
+//! The laboratory: namespaces, a generator and a sink of numbered frames, contestants, a virtio-net driver without a VM,
+//! and statistics. Used by `vswitch demo`, the benchmarks and the tests.
 
 pub mod contestants;
 pub mod counters;
 pub mod frames;
+pub mod frontend;
 pub mod measure;
 pub mod netns;
 pub mod report;

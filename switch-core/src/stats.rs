@@ -54,7 +54,7 @@ counters! {
     FdbPinned, "fdb_pinned", "Frames from an address that is static or sticky on another port (forwarded, not learned).";
     FdbFull, "fdb_full", "Source addresses not learned: a quota or the table was full.";
     RxLost, "rx_lost", "Frames that the kernel dropped before the switch could take them.";
-    RxErrors, "rx_errors", "Connections closed or turned away and datagrams refused: what came in were no frames, or from a second peer.";
+    RxErrors, "rx_errors", "Connections closed or turned away and datagrams refused: what came in were no frames, or from a second peer, or broke a ring's rules.";
 }
 
 const DROP_BASE: usize = Counter::COUNT;

@@ -409,8 +409,10 @@ impl Worker {
     fn yield_queue(&mut self, port: PortId, number: u16) -> Option<Box<dyn PortRx>> {
         let place =
             self.queues.iter_mut().find(|place| place.as_ref().is_some_and(|q| q.port == port && q.queue == number))?;
-        let queue = place.take()?;
+        let mut queue = place.take()?;
         self.deregister(&queue);
+        // It may have been polled until now, with its wake-up off; the new owner looks once and then waits for that.
+        let _ = queue.rx.arm();
         Some(queue.rx)
     }
 

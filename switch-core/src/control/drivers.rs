@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::spec::{Kind, PortSpec, SocketMode};
 use crate::{
     link::Links,
-    port::{Notifier, Opened, dgram, guard::Guards, packet, stream, tap},
+    port::{Notifier, Opened, dgram, guard::Guards, packet, stream, tap, vhost_user},
 };
 
 /// What drivers need beside their SPEC.
@@ -70,6 +70,18 @@ impl Drivers {
                 };
                 let config = dgram::DgramConfig { ends, owner: spec.owner, group: spec.group, perm: spec.perm };
                 dgram::open(&config).map_err(|e| e.to_string())
+            }
+            Kind::VhostUser => {
+                let config = vhost_user::VhostConfig {
+                    path: spec.path.clone().ok_or("path= is not given")?,
+                    client: spec.mode == Some(SocketMode::Client),
+                    queues: spec.queues,
+                    offload: spec.offload,
+                    owner: spec.owner,
+                    group: spec.group,
+                    perm: spec.perm,
+                };
+                vhost_user::open(&config, self.notifier.clone()).map_err(|e| e.to_string())
             }
         }
     }

@@ -13,6 +13,7 @@ pub mod packet;
 pub mod socket;
 pub mod stream;
 pub mod tap;
+pub mod vhost_user;
 
 use std::{os::fd::RawFd, sync::Arc};
 

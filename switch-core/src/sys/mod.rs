@@ -4,6 +4,7 @@
 
 pub mod buf;
 pub mod ethtool;
+pub mod guest;
 pub mod packet;
 pub mod prefetch;
 pub mod raw;

@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     mac::MacAddr,
-    port::tap::{MAX_NAME as MAX_DEVICE_NAME, MAX_QUEUES},
+    port::{
+        tap::{MAX_NAME as MAX_DEVICE_NAME, MAX_QUEUES},
+        vhost_user::MAX_QUEUES as MAX_VHOST_QUEUES,
+    },
     topology::StormLimits,
 };
 
@@ -28,12 +31,19 @@ pub enum Kind {
     Stream,
     /// Frames in datagrams (QEMU's `-netdev dgram`).
     Dgram,
+    /// A VM's virtio-net device, over a vhost-user socket.
+    VhostUser,
 }
 
 impl Kind {
     /// All kinds, for messages.
-    pub const ALL: &'static [(&'static str, Kind)] =
-        &[("tap", Kind::Tap), ("packet", Kind::Packet), ("stream", Kind::Stream), ("dgram", Kind::Dgram)];
+    pub const ALL: &'static [(&'static str, Kind)] = &[
+        ("tap", Kind::Tap),
+        ("packet", Kind::Packet),
+        ("stream", Kind::Stream),
+        ("dgram", Kind::Dgram),
+        ("vhost-user", Kind::VhostUser),
+    ];
 
     /// The keys that describe the device or socket of this kind; the others every port has.
     #[must_use]
@@ -43,6 +53,7 @@ impl Kind {
             Kind::Packet => &["device", "netns", "queues", "offload", "guard"],
             Kind::Stream => &["path", "address", "mode", "owner", "group", "perm"],
             Kind::Dgram => &["path", "address", "peer", "owner", "group", "perm"],
+            Kind::VhostUser => &["path", "mode", "queues", "offload", "owner", "group", "perm"],
         }
     }
 
@@ -332,7 +343,7 @@ impl PortSpec {
         let name = &self.name;
         let one_place = match self.kind {
             Kind::Stream | Kind::Dgram => Some(self.path.is_some() != self.address.is_some()),
-            Kind::Tap | Kind::Packet => None,
+            Kind::Tap | Kind::Packet | Kind::VhostUser => None,
         };
         if one_place == Some(false) {
             let kind = self.kind.name();
@@ -345,6 +356,16 @@ impl PortSpec {
                 (None, _) => return wrong(format!("port \"{name}\": peer= is missing: where to send frames to")),
                 (Some(_), Some(_)) => drop(self.peer_address()?),
                 (Some(_), None) => {}
+            }
+        }
+        if self.kind == Kind::VhostUser {
+            if self.path.is_none() {
+                return wrong(format!(
+                    "port \"{name}\": a vhost-user port needs the path of its socket, for example path=/run/{name}.sock"
+                ));
+            }
+            if self.queues > MAX_VHOST_QUEUES {
+                return wrong(format!("port \"{name}\": queues={}: use 1 to {MAX_VHOST_QUEUES}", self.queues));
             }
         }
         let made = self.path.is_some() && self.mode != Some(SocketMode::Client);

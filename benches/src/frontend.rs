@@ -1,0 +1,552 @@
+//! A virtio-net driver without a VM: the other side of a `vhost-user` port, for tests and benches.
+//!
+//! Guest memory is a memfd of two regions with a hole between them: rings and transmit buffers in the first, receive
+//! buffers in the second. The `vhost` crate speaks the protocol; the driver's side of the split ring is here, written
+//! against `vm-memory` and independent of the device side that it tests.
+
+use std::{
+    fs::File,
+    os::{
+        fd::AsRawFd,
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::Path,
+    sync::atomic::{Ordering, fence},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use switch_core::{
+    frame::offload::{Offload, VNET_HDR_BYTES},
+    port::{mem::MemFrame, vhost_user::features},
+};
+use vhost::{
+    VhostBackend, VhostUserMemoryRegionInfo, VringConfigData,
+    vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures, message::VhostUserHeaderFlag},
+};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
+use vmm_sys_util::{
+    epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
+    eventfd::{EFD_NONBLOCK, EventFd},
+};
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+/// Bytes of one transmit buffer: a long frame needs several, as in a guest's pages.
+const TX_BUFFER: u64 = 4096;
+/// Descriptors in one frame's table: a 64 KiB frame needs 17.
+const TABLE: u64 = 20;
+const PAGE: u64 = 4096;
+const FIRST: u64 = 0x10_0000;
+
+/// How the driver behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Queue pairs.
+    pub queues: usize,
+    /// Entries of each ring.
+    pub size: u16,
+    /// Features that the driver knows; it acknowledges those that are offered.
+    pub features: u64,
+    /// Bytes of one receive buffer.
+    pub rx_buffer: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { queues: 1, size: 256, features: features::offered(true), rx_buffer: 2048 }
+    }
+}
+
+/// The driver's side of one ring.
+struct Ring {
+    size: u16,
+    descriptors: u64,
+    available: u64,
+    used: u64,
+    buffers: u64,
+    buffer_bytes: u64,
+    tables: u64,
+    kick: EventFd,
+    call: EventFd,
+    /// Waits for `call`.
+    called: Epoll,
+    next_available: u16,
+    kicked: u16,
+    last_used: u16,
+    /// Where the device begins.
+    base: u16,
+    free: Vec<u16>,
+    /// Which descriptors a chain uses, by head.
+    chains: Vec<Vec<u16>>,
+}
+
+fn align(at: u64) -> u64 {
+    at.next_multiple_of(PAGE)
+}
+
+impl Ring {
+    /// Lays a ring out at `at`; returns where it ends.
+    fn lay(at: u64, size: u16) -> anyhow::Result<(Ring, u64)> {
+        let n = u64::from(size);
+        let available = at + 16 * n;
+        let used = align(available + 6 + 2 * n);
+        let tables = align(used + 6 + 8 * n);
+        let call = EventFd::new(EFD_NONBLOCK)?;
+        let called = Epoll::new()?;
+        called.ctl(ControlOperation::Add, call.as_raw_fd(), EpollEvent::new(EventSet::IN, 0))?;
+        let ring = Ring {
+            size,
+            descriptors: at,
+            available,
+            used,
+            buffers: 0,
+            buffer_bytes: 0,
+            tables,
+            kick: EventFd::new(EFD_NONBLOCK)?,
+            call,
+            called,
+            next_available: 0,
+            kicked: 0,
+            last_used: 0,
+            base: 0,
+            free: (0..size).rev().collect(),
+            chains: vec![Vec::new(); usize::from(size)],
+        };
+        Ok((ring, align(tables + 16 * TABLE * n)))
+    }
+
+    fn buffer(&self, index: u16) -> GuestAddress {
+        GuestAddress(self.buffers + u64::from(index) * self.buffer_bytes)
+    }
+}
+
+/// See the module page.
+pub struct FrontEnd {
+    memory: GuestMemoryMmap,
+    vhost: Frontend,
+    rings: Vec<Ring>,
+    features: u64,
+    options: Options,
+}
+
+impl FrontEnd {
+    /// Connects to a switch that listens, and starts the driver.
+    ///
+    /// # Errors
+    /// Nobody listens, or the switch refuses something.
+    pub fn connect(path: &Path, options: Options) -> anyhow::Result<FrontEnd> {
+        let vhost = Frontend::connect(path, 2 * options.queues as u64).context("cannot connect")?;
+        FrontEnd::start(vhost, options)
+    }
+
+    /// Waits for a switch that connects, and starts the driver.
+    ///
+    /// # Errors
+    /// The switch refuses something.
+    pub fn accept(listener: &UnixListener, options: Options) -> anyhow::Result<FrontEnd> {
+        let (stream, _) = listener.accept()?;
+        FrontEnd::over(stream, options)
+    }
+
+    /// Starts the driver over a connection.
+    ///
+    /// # Errors
+    /// The switch refuses something.
+    pub fn over(stream: UnixStream, options: Options) -> anyhow::Result<FrontEnd> {
+        let vhost = Frontend::from_stream(stream, 2 * options.queues as u64);
+        FrontEnd::start(vhost, options)
+    }
+
+    fn start(mut vhost: Frontend, options: Options) -> anyhow::Result<FrontEnd> {
+        let mut at = FIRST;
+        let mut rings = Vec::new();
+        for _ in 0..2 * options.queues {
+            let (ring, end) = Ring::lay(at, options.size)?;
+            rings.push(ring);
+            at = end;
+        }
+        let n = u64::from(options.size);
+        for ring in rings.iter_mut().skip(1).step_by(2) {
+            (ring.buffers, ring.buffer_bytes) = (at, TX_BUFFER);
+            at += n * TX_BUFFER;
+        }
+        let first_bytes = align(at) - FIRST;
+        // A hole, so that what runs over the end is nowhere.
+        let second = align(at) + 0x10_0000;
+        let mut end = second;
+        for ring in rings.iter_mut().step_by(2) {
+            (ring.buffers, ring.buffer_bytes) = (end, options.rx_buffer);
+            end += align(n * options.rx_buffer);
+        }
+        let file = File::from(memfd_create("frontend", MFdFlags::MFD_CLOEXEC)?);
+        file.set_len(first_bytes + end - second)?;
+        let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges_with_files([
+            (GuestAddress(FIRST), first_bytes as usize, Some(FileOffset::new(file.try_clone()?, 0))),
+            (GuestAddress(second), (end - second) as usize, Some(FileOffset::new(file, first_bytes))),
+        ])?;
+
+        vhost.set_owner()?;
+        let features = vhost.get_features()? & options.features;
+        vhost.set_features(features)?;
+        ensure!(features & features::PROTOCOL_FEATURES != 0, "no protocol features");
+        let protocol = vhost.get_protocol_features()?;
+        vhost
+            .set_protocol_features(protocol & (VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK))?;
+        vhost.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        // Not asked for the number of queues: the crate takes pairs for rings and would refuse to go on.
+        let mut front = FrontEnd { memory, vhost, rings, features, options };
+        front.share_memory()?;
+        for pair in 0..front.options.queues {
+            front.fill(2 * pair)?;
+        }
+        for index in 0..front.rings.len() {
+            front.start_ring(index)?;
+        }
+        Ok(front)
+    }
+
+    /// Shares the memory (again).
+    ///
+    /// # Errors
+    /// The switch refuses it.
+    pub fn share_memory(&mut self) -> anyhow::Result<()> {
+        let regions: Vec<_> = self
+            .memory
+            .iter()
+            .map(|region: &GuestRegionMmap| VhostUserMemoryRegionInfo::from_guest_region(region))
+            .collect::<Result<_, _>>()?;
+        self.vhost.set_mem_table(&regions)?;
+        Ok(())
+    }
+
+    fn start_ring(&mut self, index: usize) -> anyhow::Result<()> {
+        let ring = &self.rings[index];
+        let user = |guest: u64| -> anyhow::Result<u64> {
+            Ok(self.memory.get_host_address(GuestAddress(guest))?.addr() as u64)
+        };
+        self.vhost.set_vring_num(index, ring.size)?;
+        self.vhost.set_vring_addr(
+            index,
+            &VringConfigData {
+                queue_max_size: ring.size,
+                queue_size: ring.size,
+                flags: 0,
+                desc_table_addr: user(ring.descriptors)?,
+                used_ring_addr: user(ring.used)?,
+                avail_ring_addr: user(ring.available)?,
+                log_addr: None,
+            },
+        )?;
+        self.vhost.set_vring_base(index, ring.base)?;
+        self.vhost.set_vring_call(index, &ring.call)?;
+        self.vhost.set_vring_kick(index, &ring.kick)?;
+        self.vhost.set_vring_enable(index, true)?;
+        Ok(())
+    }
+
+    /// Stops a ring as a VMM does when the guest resets; returns the device's position in it.
+    ///
+    /// # Errors
+    /// The switch refuses it.
+    pub fn stop_ring(&mut self, index: usize) -> anyhow::Result<u16> {
+        self.vhost.set_vring_enable(index, false)?;
+        self.rings[index].base = self.vhost.get_vring_base(index)? as u16;
+        Ok(self.rings[index].base)
+    }
+
+    /// Starts a stopped ring again where the device left it.
+    ///
+    /// # Errors
+    /// The switch refuses it.
+    pub fn restart_ring(&mut self, index: usize) -> anyhow::Result<()> {
+        self.start_ring(index)
+    }
+
+    /// What was negotiated.
+    #[must_use]
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// The memory, for tests that do what a driver should not.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    fn descriptor(&self, table: u64, index: u16, addr: u64, len: u32, flags: u16, next: u16) -> anyhow::Result<()> {
+        let mut bytes = [0u8; 16];
+        bytes[..8].copy_from_slice(&addr.to_le_bytes());
+        bytes[8..12].copy_from_slice(&len.to_le_bytes());
+        bytes[12..14].copy_from_slice(&flags.to_le_bytes());
+        bytes[14..16].copy_from_slice(&next.to_le_bytes());
+        Ok(self.memory.write_slice(&bytes, GuestAddress(table + 16 * u64::from(index)))?)
+    }
+
+    fn make_available(&mut self, index: usize, head: u16) -> anyhow::Result<()> {
+        let ring = &mut self.rings[index];
+        let slot = u64::from(ring.next_available % ring.size);
+        self.memory.store(head, GuestAddress(ring.available + 4 + 2 * slot), Ordering::Relaxed)?;
+        ring.next_available = ring.next_available.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Publishes what was made available, and kicks if the device asked for that.
+    fn publish(&mut self, index: usize) -> anyhow::Result<()> {
+        let ring = &mut self.rings[index];
+        let (old, new) = (ring.kicked, ring.next_available);
+        if old == new {
+            return Ok(());
+        }
+        self.memory.store(new, GuestAddress(ring.available + 2), Ordering::Release)?;
+        ring.kicked = new;
+        fence(Ordering::SeqCst);
+        let wanted = if self.features & features::EVENT_IDX != 0 {
+            let at = GuestAddress(ring.used + 4 + 8 * u64::from(ring.size));
+            let event: u16 = self.memory.load(at, Ordering::Relaxed)?;
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            let flags: u16 = self.memory.load(GuestAddress(ring.used), Ordering::Relaxed)?;
+            flags & 1 == 0
+        };
+        if wanted {
+            ring.kick.write(1)?;
+        }
+        Ok(())
+    }
+
+    /// Posts all receive buffers that are free.
+    fn fill(&mut self, index: usize) -> anyhow::Result<()> {
+        while let Some(id) = self.rings[index].free.pop() {
+            let ring = &self.rings[index];
+            self.descriptor(ring.descriptors, id, ring.buffer(id).0, ring.buffer_bytes as u32, WRITE, 0)?;
+            self.make_available(index, id)?;
+        }
+        self.publish_quietly(index)
+    }
+
+    /// Before the ring is started there is nobody to kick.
+    fn publish_quietly(&mut self, index: usize) -> anyhow::Result<()> {
+        let ring = &mut self.rings[index];
+        ring.kicked = ring.next_available;
+        Ok(self.memory.store(ring.next_available, GuestAddress(ring.available + 2), Ordering::Release)?)
+    }
+
+    /// Used entries of a ring that were not taken yet.
+    fn used(&self, index: usize) -> anyhow::Result<u16> {
+        let ring = &self.rings[index];
+        let used: u16 = self.memory.load(GuestAddress(ring.used + 2), Ordering::Acquire)?;
+        let new = used.wrapping_sub(ring.last_used);
+        ensure!(new <= ring.size, "the device used {new} chains of a ring of {}", ring.size);
+        Ok(new)
+    }
+
+    fn take_used(&mut self, index: usize) -> anyhow::Result<(u16, u32)> {
+        let ring = &mut self.rings[index];
+        let at = ring.used + 4 + 8 * u64::from(ring.last_used % ring.size);
+        ring.last_used = ring.last_used.wrapping_add(1);
+        let id: u32 = self.memory.load(GuestAddress(at), Ordering::Relaxed)?;
+        let len: u32 = self.memory.load(GuestAddress(at + 4), Ordering::Relaxed)?;
+        ensure!(id < u32::from(ring.size), "the device returned chain {id}");
+        Ok((id as u16, len))
+    }
+
+    fn reclaim(&mut self, index: usize) -> anyhow::Result<()> {
+        for _ in 0..self.used(index)? {
+            let (head, _) = self.take_used(index)?;
+            let ring = &mut self.rings[index];
+            let chain = std::mem::take(&mut ring.chains[usize::from(head)]);
+            ensure!(!chain.is_empty(), "the device returned chain {head} twice");
+            ring.free.extend(chain);
+        }
+        Ok(())
+    }
+
+    /// Drivers from before virtio 1.0 without mergeable buffers have no `num_buffers` in the header.
+    fn header_bytes(&self) -> usize {
+        if self.features & (features::MRG_RXBUF | features::VERSION_1) != 0 { VNET_HDR_BYTES } else { 10 }
+    }
+
+    /// Transmits frames by a queue pair as far as there is room; returns how many.
+    ///
+    /// # Errors
+    /// The device broke the ring's rules.
+    pub fn send(&mut self, pair: usize, frames: &[MemFrame]) -> anyhow::Result<usize> {
+        let index = 2 * pair + 1;
+        self.reclaim(index)?;
+        let header_bytes = self.header_bytes();
+        let mut sent = 0;
+        for frame in frames {
+            let mut bytes = vec![0; VNET_HDR_BYTES];
+            frame.offload.encode(bytes.as_mut_slice().try_into().context("a header has 12 bytes")?);
+            bytes.truncate(header_bytes);
+            bytes.extend_from_slice(&frame.bytes);
+            let parts: Vec<&[u8]> = bytes.chunks(TX_BUFFER as usize).collect();
+            if self.rings[index].free.len() < parts.len() {
+                break;
+            }
+            self.send_parts(index, &parts)?;
+            sent += 1;
+        }
+        self.publish(index)?;
+        Ok(sent)
+    }
+
+    fn send_parts(&mut self, index: usize, parts: &[&[u8]]) -> anyhow::Result<()> {
+        let ring = &mut self.rings[index];
+        let ids = ring.free.split_off(ring.free.len() - parts.len());
+        let head = ids[0];
+        let ring = &self.rings[index];
+        for (id, part) in ids.iter().zip(parts) {
+            self.memory.write_slice(part, ring.buffer(*id))?;
+        }
+        let indirect = self.features & features::INDIRECT_DESC != 0 && parts.len() > 1;
+        let table = if indirect { ring.tables + u64::from(head) * 16 * TABLE } else { ring.descriptors };
+        for (k, (id, part)) in ids.iter().zip(parts).enumerate() {
+            let at = if indirect { k as u16 } else { *id };
+            let (flags, next) = match ids.get(k + 1) {
+                Some(_) if indirect => (NEXT, k as u16 + 1),
+                Some(next) => (NEXT, *next),
+                None => (0, 0),
+            };
+            self.descriptor(table, at, ring.buffer(*id).0, part.len() as u32, flags, next)?;
+        }
+        if indirect {
+            self.descriptor(ring.descriptors, head, table, 16 * parts.len() as u32, INDIRECT, 0)?;
+        }
+        self.rings[index].chains[usize::from(head)] = ids;
+        self.make_available(index, head)
+    }
+
+    /// Transmits all frames, however long that takes (at most `patience`).
+    ///
+    /// # Errors
+    /// The device broke the ring's rules, or does not take the frames.
+    pub fn send_all(&mut self, pair: usize, frames: &[MemFrame], patience: Duration) -> anyhow::Result<()> {
+        let begin = Instant::now();
+        let mut sent = 0;
+        while sent < frames.len() {
+            sent += self.send(pair, &frames[sent..])?;
+            if begin.elapsed() > patience {
+                bail!("the device took {sent} of {} frames", frames.len());
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    /// Frames that the device has not returned yet.
+    ///
+    /// # Errors
+    /// The device broke the ring's rules.
+    pub fn in_flight(&mut self, pair: usize) -> anyhow::Result<usize> {
+        let index = 2 * pair + 1;
+        self.reclaim(index)?;
+        Ok(usize::from(self.options.size) - self.rings[index].free.len())
+    }
+
+    /// Takes what has been received by a queue pair, and posts the buffers again.
+    ///
+    /// # Errors
+    /// The device broke the ring's rules.
+    pub fn receive(&mut self, pair: usize) -> anyhow::Result<Vec<MemFrame>> {
+        let index = 2 * pair;
+        let mut frames = Vec::new();
+        let mut ready = self.used(index)?;
+        while ready > 0 {
+            let (bytes, buffers) = self.receive_one(index)?;
+            ensure!(buffers <= ready, "{ready} of a frame's {buffers} buffers were published");
+            ready -= buffers;
+            let (wire, bytes) = bytes.split_at(self.header_bytes());
+            let mut header = [0; VNET_HDR_BYTES];
+            header[..wire.len()].copy_from_slice(wire);
+            frames.push(MemFrame { bytes: bytes.to_vec(), offload: Offload::decode(&header)? });
+        }
+        self.publish(index)?;
+        Ok(frames)
+    }
+
+    fn receive_one(&mut self, index: usize) -> anyhow::Result<(Vec<u8>, u16)> {
+        let mut all = Vec::new();
+        let mut buffers = 1;
+        let mut k = 0;
+        while k < buffers {
+            let (id, len) = self.take_used(index)?;
+            ensure!(u64::from(len) <= self.options.rx_buffer, "{len} bytes in a buffer of {}", self.options.rx_buffer);
+            let mut bytes = vec![0; len as usize];
+            self.memory.read_slice(&mut bytes, self.rings[index].buffer(id))?;
+            if k == 0 {
+                ensure!(bytes.len() >= self.header_bytes(), "a frame without a header");
+                if self.header_bytes() == VNET_HDR_BYTES {
+                    buffers = u16::from_le_bytes([bytes[10], bytes[11]]);
+                }
+                let spread = self.features & features::MRG_RXBUF != 0;
+                ensure!(buffers == 1 || spread && buffers > 1, "num_buffers is {buffers}");
+            }
+            all.extend_from_slice(&bytes);
+            self.make_available(index, id)?;
+            k += 1;
+        }
+        Ok((all, buffers))
+    }
+
+    /// Waits for an interrupt of a pair's receive ring, asked for as a driver does before it goes idle; false: none came.
+    ///
+    /// # Errors
+    /// The descriptor cannot be waited for.
+    pub fn wait(&mut self, pair: usize, patience: Duration) -> anyhow::Result<bool> {
+        let index = 2 * pair;
+        let ring = &self.rings[index];
+        // Interrupts for what has been seen already.
+        let _ = ring.call.read();
+        if self.features & features::EVENT_IDX != 0 {
+            let at = GuestAddress(ring.available + 4 + 2 * u64::from(ring.size));
+            self.memory.store(ring.last_used, at, Ordering::Relaxed)?;
+        }
+        fence(Ordering::SeqCst);
+        if self.used(index)? > 0 {
+            return Ok(true);
+        }
+        let timeout = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+        let called = ring.called.wait(timeout, &mut [EpollEvent::default()])? > 0;
+        if called {
+            // It has been rung: the value says nothing more.
+            let _ = self.rings[index].call.read();
+        }
+        Ok(called)
+    }
+
+    /// Frames until `done` says that it is enough, or nothing more comes within `patience`.
+    ///
+    /// # Errors
+    /// The device broke the ring's rules.
+    pub fn receive_until(
+        &mut self,
+        pair: usize,
+        patience: Duration,
+        mut done: impl FnMut(&[MemFrame]) -> bool,
+    ) -> anyhow::Result<Vec<MemFrame>> {
+        let mut all = self.receive(pair)?;
+        while !done(&all) {
+            if !self.wait(pair, patience)? {
+                break;
+            }
+            all.extend(self.receive(pair)?);
+        }
+        Ok(all)
+    }
+
+    /// Pretends to have made more available than the ring holds, which no driver may.
+    ///
+    /// # Errors
+    /// The memory is not there.
+    pub fn break_ring(&mut self, pair: usize) -> anyhow::Result<()> {
+        let ring = &self.rings[2 * pair + 1];
+        let jump = ring.next_available.wrapping_add(ring.size + 1);
+        self.memory.store(jump, GuestAddress(ring.available + 2), Ordering::Release)?;
+        Ok(ring.kick.write(1)?)
+    }
+}

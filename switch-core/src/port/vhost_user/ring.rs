@@ -1,0 +1,246 @@
+//! The device side of a split ring (virtio 1.3 §2.7): which chains are ours, what lies in them, and who must be told.
+//!
+//! A ring is behind a lock that the worker's half holds while chains of it are in use, so whoever takes the lock finds it
+//! at rest: everything that was taken has been returned. That is how the port's control thread stops it, exchanges its
+//! memory or takes its event descriptors away.
+//!
+//! Everything that the guest says is bounded here: indices, chains and tables. What cannot be true is a [`Fault`], which
+//! ends the ring (and then the connection); the frames of other ports do not notice.
+
+use std::{
+    fs::File,
+    io::Write,
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
+};
+
+use arrayvec::ArrayVec;
+
+use super::features::{self, Features};
+use crate::sys::guest::{GuestMemory, RingMemory, Span};
+
+/// Descriptors in one chain, tables included. Linux uses up to 19.
+pub const MAX_CHAIN: usize = 256;
+
+/// What a guest did that no driver may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The available index is more than a ring ahead.
+    #[error("the available index jumped by more than the ring's size")]
+    Index,
+    /// A descriptor number is outside its table.
+    #[error("a descriptor outside the table")]
+    Descriptor,
+    /// A loop, or a chain that no driver needs.
+    #[error("a chain of more than {MAX_CHAIN} descriptors")]
+    TooLong,
+    /// An address is outside the guest's memory.
+    #[error("a buffer outside the guest's memory")]
+    Address,
+    /// The device should write to a buffer that it may only read, or the other way round.
+    #[error("a buffer of the wrong direction")]
+    Direction,
+    /// A table inside a table, a table that is followed by something, not negotiated, or of a broken size.
+    #[error("an indirect table that is not allowed")]
+    Indirect,
+}
+
+/// The buffers of one frame.
+pub type Spans<'m> = ArrayVec<Span<'m>, MAX_CHAIN>;
+
+/// The buffers of a chain in order, appended to `spans`; returns their length.
+pub fn chain<'m>(
+    ring: &'m RingMemory,
+    head: u16,
+    writable: bool,
+    features: Features,
+    spans: &mut Spans<'m>,
+) -> Result<usize, Fault> {
+    let memory = ring.memory();
+    let first = ring.descriptor(head).ok_or(Fault::Descriptor)?;
+    if !first.is_indirect() {
+        return walk(memory, first, writable, |next| ring.descriptor(next), spans);
+    }
+    if !features.has(features::INDIRECT_DESC)
+        || first.next().is_some()
+        || first.len == 0
+        || !first.len.is_multiple_of(16)
+    {
+        return Err(Fault::Indirect);
+    }
+    // Only so much of a table is ever looked at, whatever length the guest claims.
+    let table = memory.span(first.addr, (first.len as usize).min(MAX_CHAIN * 16)).ok_or(Fault::Address)?;
+    let first = table.descriptor(0).ok_or(Fault::Indirect)?;
+    walk(memory, first, writable, |next| table.descriptor(next), spans)
+}
+
+#[inline]
+fn walk<'m>(
+    memory: &'m GuestMemory,
+    first: crate::sys::guest::Descriptor,
+    writable: bool,
+    follow: impl Fn(u16) -> Option<crate::sys::guest::Descriptor>,
+    spans: &mut Spans<'m>,
+) -> Result<usize, Fault> {
+    let mut descriptor = first;
+    let mut total = 0usize;
+    for _ in 0..MAX_CHAIN {
+        if descriptor.is_indirect() {
+            return Err(Fault::Indirect);
+        }
+        if descriptor.is_writable() != writable {
+            return Err(Fault::Direction);
+        }
+        let mut addr = descriptor.addr;
+        let mut left = descriptor.len as usize;
+        while left > 0 {
+            let span = memory.span(addr, left).ok_or(Fault::Address)?;
+            spans.try_push(span).map_err(|_| Fault::TooLong)?;
+            total += span.len();
+            left -= span.len();
+            addr = addr.checked_add(span.len() as u64).ok_or(Fault::Address)?;
+        }
+        match descriptor.next() {
+            None => return Ok(total),
+            Some(next) => descriptor = follow(next).ok_or(Fault::Descriptor)?,
+        }
+    }
+    Err(Fault::TooLong)
+}
+
+/// Where the device is in a ring.
+pub struct Cursor {
+    /// The next chain to take.
+    pub next: u16,
+    /// How far the driver was when it was asked last.
+    seen: u16,
+    /// The next used entry to write; everything before `published` is the driver's.
+    used: u16,
+    published: u16,
+    /// What was last written to ask for kicks, or to be spared them.
+    kick_at: Option<u16>,
+    kicks_off: bool,
+}
+
+/// A ring that may be used.
+pub struct Running {
+    /// Where it lies.
+    pub memory: RingMemory,
+    /// Where the device is.
+    pub cursor: Cursor,
+    /// What was negotiated.
+    pub features: Features,
+    /// How the guest is interrupted; `None`: it polls.
+    pub call: Option<Arc<File>>,
+}
+
+impl Running {
+    /// Starts a ring at chain `next`, with kicks on: a ring that has not been served yet is not polled.
+    #[must_use]
+    pub fn new(memory: RingMemory, next: u16, features: Features, call: Option<Arc<File>>) -> Running {
+        let used = memory.used_index();
+        let cursor = Cursor { next, seen: next, used, published: used, kick_at: None, kicks_off: true };
+        let mut running = Running { memory, cursor, features, call };
+        running.arm();
+        running
+    }
+
+    /// Asks for a kick at the next chain; true if there is one already.
+    pub fn arm(&mut self) -> bool {
+        let cursor = &mut self.cursor;
+        if self.features.has(features::EVENT_IDX) {
+            if cursor.kick_at != Some(cursor.next) {
+                self.memory.set_available_event(cursor.next);
+                cursor.kick_at = Some(cursor.next);
+            }
+        } else if cursor.kicks_off {
+            self.memory.set_kicks_off(false);
+            cursor.kicks_off = false;
+        }
+        // The driver reads what we wrote after it wrote its index, or we see that index here.
+        fence(Ordering::SeqCst);
+        self.memory.available_index() != cursor.next
+    }
+
+    /// Whether a chain is there to be taken.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.memory.available_index() != self.cursor.next
+    }
+
+    /// No kicks while the ring is polled. With `EVENT_IDX` a kick comes once per request anyway.
+    pub fn disarm(&mut self) {
+        if !self.features.has(features::EVENT_IDX) && !self.cursor.kicks_off {
+            self.memory.set_kicks_off(true);
+            self.cursor.kicks_off = true;
+        }
+    }
+
+    /// Makes the returned chains the driver's, and interrupts it if it wants that.
+    pub fn publish(&mut self) {
+        let (old, new) = (self.cursor.published, self.cursor.used);
+        if old == new {
+            return;
+        }
+        self.memory.publish_used(new);
+        self.cursor.published = new;
+        // The driver writes used_event and then reads the index; we the other way round: one of us sees the other.
+        fence(Ordering::SeqCst);
+        let wanted = if self.features.has(features::EVENT_IDX) {
+            let event = self.memory.used_event();
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            !self.memory.interrupts_off()
+        };
+        if wanted && let Some(mut call) = self.call.as_deref() {
+            // An eventfd that cannot take more has an interrupt pending already.
+            let _ = call.write(&1u64.to_ne_bytes());
+        }
+    }
+}
+
+impl Cursor {
+    /// Takes the next chain, if there is one; returns its head.
+    #[inline]
+    pub fn pop(&mut self, memory: &RingMemory) -> Result<Option<u16>, Fault> {
+        if self.next == self.seen {
+            let seen = memory.available_index();
+            if seen.wrapping_sub(self.next) > memory.size() {
+                return Err(Fault::Index);
+            }
+            self.seen = seen;
+            if seen == self.next {
+                return Ok(None);
+            }
+        }
+        let head = memory.available_entry(self.next);
+        self.next = self.next.wrapping_add(1);
+        Ok(Some(head))
+    }
+
+    /// Returns a chain; the driver gets it with [`Running::publish`].
+    #[inline]
+    pub fn push_used(&mut self, memory: &RingMemory, head: u16, written: u32) {
+        memory.set_used(self.used, head, written);
+        self.used = self.used.wrapping_add(1);
+    }
+}
+
+/// A ring as worker and control thread share it.
+#[derive(Default)]
+pub struct Ring {
+    /// `None`: stopped, disabled, not set up yet, or broken.
+    pub running: Option<Running>,
+    /// Why it broke.
+    pub fault: Option<Fault>,
+}
+
+impl Ring {
+    /// Stops a ring whose driver cannot be trusted any more.
+    pub fn fail(&mut self, fault: Fault) {
+        self.running = None;
+        self.fault = Some(fault);
+    }
+}

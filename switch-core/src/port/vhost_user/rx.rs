@@ -1,0 +1,168 @@
+//! Frames from the guest: its transmit ring, read by one worker.
+//!
+//! Header and head of each frame are copied into the batch's slot, so that every byte that is judged is read once. The
+//! rest of a long frame stays where it is and is leased: the ring's lock is held from `rx` to `release`, and with it the
+//! mapping. Chains are returned in `release`, when their frames have been sent.
+
+use std::{
+    os::fd::{AsRawFd, RawFd},
+    sync::Arc,
+};
+
+use arrayvec::ArrayVec;
+use parking_lot::{ArcMutexGuard, Mutex, RawMutex};
+
+use super::{
+    Shared,
+    features::Features,
+    ring::{Fault, Ring, Running, Spans, chain},
+};
+use crate::{
+    batch::{Batch, HEAD_BYTES, MAX_FRAME_BYTES},
+    frame::offload::{Gso, Offload, VNET_HDR_BYTES},
+    port::{Armed, PortRx, RxStatus},
+    sys::{buf::Piece, guest::Span},
+};
+
+/// Pieces that the rest of one frame is leased in; a frame in more is copied. A gather list must also hold its head.
+const MAX_TAIL: usize = crate::sys::buf::MAX_GATHER - 4;
+
+/// The receiving half of one queue pair.
+pub struct VhostRx {
+    shared: Arc<Shared>,
+    pair: usize,
+    ring: Arc<Mutex<Ring>>,
+    /// Held while chains of the ring are in the batch.
+    held: Option<ArcMutexGuard<RawMutex, Ring>>,
+    /// Found in the same batch as good frames, which come first.
+    fault: Option<Fault>,
+    lost: u64,
+    /// Broken rings.
+    errors: u64,
+}
+
+impl VhostRx {
+    pub(super) fn new(shared: &Arc<Shared>, pair: usize) -> VhostRx {
+        let ring = Arc::clone(shared.transmit_ring(pair));
+        VhostRx { shared: Arc::clone(shared), pair, ring, held: None, fault: None, lost: 0, errors: 0 }
+    }
+
+    /// Returns the chains and lets go of the ring.
+    fn finish(&mut self) {
+        let Some(mut ring) = self.held.take() else { return };
+        if let Some(running) = &mut ring.running {
+            running.publish();
+        }
+        if let Some(fault) = self.fault.take() {
+            ring.fail(fault);
+            self.errors += 1;
+            self.shared.hang_up();
+        }
+        // Fair: the control thread must get its turn even if this worker comes back at once.
+        ArcMutexGuard::unlock_fair(ring);
+    }
+}
+
+impl PortRx for VhostRx {
+    fn rx(&mut self, batch: &mut Batch) -> RxStatus {
+        let ring = self.held.insert(self.ring.lock_arc());
+        let status = match &mut ring.running {
+            None => RxStatus::Drained,
+            Some(running) => fill(running, batch, &mut self.lost).unwrap_or_else(|fault| {
+                self.fault = Some(fault);
+                RxStatus::Drained
+            }),
+        };
+        if batch.is_empty() {
+            self.finish();
+        }
+        status
+    }
+
+    fn release(&mut self, _batch: &mut Batch) {
+        self.finish();
+    }
+
+    fn arm(&mut self) -> Armed {
+        let mut ring = self.ring.lock();
+        if ring.running.as_mut().is_some_and(Running::arm) { Armed::Work } else { Armed::Ready }
+    }
+
+    fn readiness(&self) -> Option<RawFd> {
+        Some(self.shared.bell(self.pair).as_raw_fd())
+    }
+
+    fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
+    }
+
+    fn take_errors(&mut self) -> u64 {
+        std::mem::take(&mut self.errors)
+    }
+}
+
+fn fill(running: &mut Running, batch: &mut Batch, lost: &mut u64) -> Result<RxStatus, Fault> {
+    if running.waits() {
+        running.disarm();
+    }
+    let Running { memory, cursor, features, .. } = running;
+    while batch.has_room() {
+        let Some(head) = cursor.pop(memory)? else { return Ok(RxStatus::Drained) };
+        let mut spans = Spans::new();
+        let total = chain(memory, head, false, *features, &mut spans)?;
+        if total <= features.header_bytes() + MAX_FRAME_BYTES {
+            take(batch, &spans, total, *features);
+        } else {
+            *lost += 1;
+        }
+        cursor.push_used(memory, head, 0);
+    }
+    Ok(RxStatus::More)
+}
+
+/// Puts one frame into the batch.
+fn take(batch: &mut Batch, spans: &[Span<'_>], total: usize, features: Features) {
+    let header_bytes = features.header_bytes();
+    let len = total.saturating_sub(header_bytes);
+    let (slot, overflow) = batch.receive_buffers();
+    // The frame begins behind the slot's header, whichever length the guest's header has.
+    let own = &mut slot[VNET_HDR_BYTES - header_bytes..];
+    let mut rest: ArrayVec<Span<'_>, MAX_TAIL> = ArrayVec::new();
+    let mut crowded = false;
+    let mut at = 0;
+    for span in spans {
+        let n = span.read(&mut own[at..]);
+        at += n;
+        if n < span.len() {
+            crowded |= rest.try_push(span.skip(n)).is_err();
+        }
+    }
+    let offload = if total < header_bytes {
+        Offload::NONE
+    } else {
+        let mut wire = [0; VNET_HDR_BYTES];
+        wire[..header_bytes].copy_from_slice(&own[..header_bytes]);
+        // An unknown type is carried on as the one that is always refused, so that it is counted. That a checksum was
+        // verified is not for a driver to say (virtio 1.3 §5.1.6.2).
+        let offload = Offload::decode(&wire).unwrap_or(Offload { gso: Gso::Ufo, ..Offload::NONE });
+        Offload { data_valid: false, ..offload }
+    };
+    if crowded {
+        let mut skip = at;
+        let mut done = 0;
+        for span in spans {
+            let part = span.skip(skip);
+            skip -= span.len() - part.len();
+            done += part.read(&mut overflow[done..]);
+        }
+        batch.push_received(len).offload = offload;
+    } else if rest.is_empty() {
+        batch.push_received(len).offload = offload;
+    } else {
+        let tail: ArrayVec<Piece, MAX_TAIL> = rest.iter().map(Span::lease).collect();
+        // There is room for the pieces: `has_room` said so.
+        if let Some(slot) = batch.push_leased(HEAD_BYTES, &tail, 0) {
+            slot.offload = offload;
+        }
+    }
+}
