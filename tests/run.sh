@@ -15,8 +15,6 @@ need ethtool ethtool
 need tcpdump tcpdump
 need iperf3 iperf3
 need brctl bridge-utils
-need tcpdump tcpdump
-need nft nftables
 need python3 python3-minimal
 need gcc gcc
 if [ "${#packages[@]}" -gt 0 ]; then

@@ -7,6 +7,7 @@ pub mod frames;
 pub mod frontend;
 pub mod measure;
 pub mod netns;
+pub mod pairs;
 pub mod report;
 pub mod scale;
 pub mod stats;

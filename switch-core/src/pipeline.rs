@@ -236,11 +236,8 @@ fn classify_one(context: &Context<'_>, batch: &mut Batch, index: usize) -> Resul
         return Err(DropReason::ReservedAddress);
     }
     // Without a flag or a type the other fields are noise, which nobody else shall see.
-    slot.offload = if slot.offload.is_none() {
-        Offload::NONE
-    } else {
-        validate::validate(head, slot.len as usize, slot.offload)?
-    };
+    slot.offload =
+        if slot.offload.is_none() { Offload::NONE } else { validate::validate(head, slot.len as usize, slot.offload)? };
     check_length(domain, slot.len, slot.strip, inner.is_some(), &slot.offload)?;
     Ok(Work {
         slot: index as u8,

@@ -15,7 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -52,6 +52,8 @@ pub const ADAPTIVE_SPIN: Duration = Duration::from_micros(50);
 /// Copies after which a turn ends before it has been round: floods to very many ports must keep neither the other queues
 /// nor the control side waiting.
 const TURN_COPIES: usize = 4096;
+/// Rounds without work between two readings of the clock: some microseconds.
+const CLOCK_EVERY: u32 = 8;
 /// While queues are hot, the descriptors of all others are looked at once in so many rounds.
 const POLL_EVERY: u32 = 16;
 /// Readiness events taken per look.
@@ -282,18 +284,21 @@ impl Worker {
 
     /// Works until told to stop.
     pub fn run(mut self) {
-        let mut last_work = Instant::now();
+        let mut now = self.clock.now();
+        let mut last_work = now;
         let mut round = 0u32;
         while !self.stopping {
-            let now = self.clock.now();
-            if self.turn(now) {
-                last_work = Instant::now();
-            }
             round = round.wrapping_add(1);
+            if self.turn(now) {
+                now = self.clock.now();
+                last_work = now;
+            } else if round.is_multiple_of(CLOCK_EVERY) {
+                now = self.clock.now();
+            }
             let ready = self.has_ready();
             let spin = match self.mode {
                 PollMode::Busy => true,
-                PollMode::Adaptive => last_work.elapsed() < ADAPTIVE_SPIN,
+                PollMode::Adaptive => now.nanos - last_work.nanos < ADAPTIVE_SPIN.as_nanos() as u64,
                 PollMode::Interrupt => false,
             };
             if ready || spin {
@@ -307,11 +312,11 @@ impl Worker {
             }
             if self.may_sleep() {
                 self.wait(None);
+                now = self.clock.now();
             }
         }
         // What had arrived before the stop is still carried.
-        let now = self.clock.now();
-        self.turn(now);
+        self.turn(self.clock.now());
     }
 
     fn has_ready(&self) -> bool {

@@ -66,6 +66,12 @@ impl MemPeer {
         self.wire.lock().to_switch.len()
     }
 
+    /// Frames that the switch has not taken yet.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        self.wire.lock().to_switch.len()
+    }
+
     /// How many untaken frames the port accepts before its queue is full.
     pub fn set_room(&self, frames: usize) {
         self.wire.lock().room = frames;
