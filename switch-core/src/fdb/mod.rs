@@ -196,7 +196,7 @@ fn age_of(value: u32, now: Tick) -> u32 {
 pub struct Fdb {
     buckets: Box<[Bucket]>,
     seed: u64,
-    factor: u64,
+    factor: u128,
     capacity: usize,
     port_counts: Box<[Count]>,
     port_quotas: Box<[Count]>,
@@ -224,7 +224,7 @@ impl Fdb {
         Fdb {
             buckets: (0..buckets).map(|_| Bucket::new()).collect(),
             seed: seed | 1,
-            factor: seed.rotate_left(32) | 1,
+            factor: (u128::from((seed | 1).rotate_left(32) | 1) << 1) | 1,
             capacity,
             port_counts: counts(PORT_SLOTS, 0),
             port_quotas: counts(PORT_SLOTS, port_quota),
@@ -253,7 +253,7 @@ impl Fdb {
         let key = (u64::from(domain.0) << 48) | mac.0;
         // Multiply and fold: both halves of a 128-bit product with a secret factor, then each half of the result
         // scaled to the number of buckets.
-        let product = u128::from(key ^ self.seed).wrapping_mul(u128::from(self.factor));
+        let product = u128::from(key ^ self.seed).wrapping_mul(self.factor);
         let mixed = ((product as u64) ^ ((product >> 64) as u64)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let scale = |half: u64| ((half * self.buckets.len() as u64) >> 32) as u32;
         FdbHash { key, first: scale(mixed >> 32), second: scale((mixed ^ (mixed >> 29)) & 0xffff_ffff) }
