@@ -10,7 +10,7 @@ use std::{
 };
 
 use crossbeam_channel::{Sender, bounded};
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage};
 use parking_lot::Mutex;
@@ -198,7 +198,15 @@ async fn serve(
     loop {
         tokio::select! {
             request = inbox.recv() => match request {
-                Some(request) => answer(&handle, &known, request).await,
+                Some(request) => {
+                    let answered = answer(&handle, request).await;
+                    // Reports that came before the answer are older than it: they must not overwrite it afterwards.
+                    while let Some(Some((message, _))) = reports.next().now_or_never() {
+                        follow(&handle, &known, message).await;
+                        notifier.notify();
+                    }
+                    answered.give(&known);
+                }
                 None => return,
             },
             report = reports.next() => match report {
@@ -235,22 +243,33 @@ async fn follow(handle: &Handle, known: &Known, message: NetlinkMessage<RouteNet
     }
 }
 
-async fn answer(handle: &Handle, known: &Known, request: Request) {
-    // Whoever asked may be gone; then the answer is of no use.
-    match request {
-        Request::Get(name, reply) => {
-            let _ = reply.send(find(handle, &name).await);
-        }
-        Request::List(reply) => {
-            let _ = reply.send(list(handle).await);
-        }
-        Request::Change(name, wanted, reply) => {
-            let result = change(handle, &name, &wanted).await;
-            if let Ok(link) = &result {
-                known.lock().put(link.clone());
+/// A request's answer, to be given when the reports before it are taken in. Whoever asked may be gone by then.
+enum Answered {
+    Get(io::Result<Option<Link>>, Sender<io::Result<Option<Link>>>),
+    List(io::Result<Vec<Link>>, Sender<io::Result<Vec<Link>>>),
+    Change(io::Result<Link>, Sender<io::Result<Link>>),
+}
+
+impl Answered {
+    fn give(self, known: &Known) {
+        match self {
+            Answered::Get(found, reply) => drop(reply.send(found)),
+            Answered::List(all, reply) => drop(reply.send(all)),
+            Answered::Change(result, reply) => {
+                if let Ok(link) = &result {
+                    known.lock().put(link.clone());
+                }
+                drop(reply.send(result));
             }
-            let _ = reply.send(result);
         }
+    }
+}
+
+async fn answer(handle: &Handle, request: Request) -> Answered {
+    match request {
+        Request::Get(name, reply) => Answered::Get(find(handle, &name).await, reply),
+        Request::List(reply) => Answered::List(list(handle).await, reply),
+        Request::Change(name, wanted, reply) => Answered::Change(change(handle, &name, &wanted).await, reply),
     }
 }
 
