@@ -5,7 +5,7 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, OwnedFd},
         unix::{
             fs::PermissionsExt,
             net::{UnixDatagram, UnixListener, UnixStream},
@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use switch_core::mac::MacAddr;
 use vswitch_benches::{
     frames,
@@ -68,6 +69,12 @@ impl Peer {
         let mut frame = vec![0; u32::from_be_bytes(length) as usize];
         self.read(&mut frame);
         frame
+    }
+
+    /// Whether something can be read within so long.
+    fn is_readable(&self, time: Duration) -> bool {
+        let mut set = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        poll(&mut set, PollTimeout::try_from(time).expect("short")).expect("polled") > 0
     }
 
     /// The connection has been closed by the switch, after so many bytes.
@@ -338,9 +345,15 @@ fn peers_come_and_go_one_at_a_time() {
         assert_eq!(number(&other.receive()), n);
     }
     let mut peer = Peer::connect(&path);
-    up(&daemon, "s0");
-    other.send(&frames::build(BROADCAST, mac(1), 60, 100));
-    assert_eq!(number(&peer.receive()), 100);
+    // The port may still be up for the peer before, so the first frames may find nobody.
+    wait_for("the last peer hears", PATIENCE, || {
+        other.send(&frames::build(BROADCAST, mac(1), 60, 100));
+        peer.is_readable(Duration::from_millis(50))
+    })
+    .expect("heard");
+    while peer.is_readable(Duration::from_millis(500)) {
+        assert_eq!(number(&peer.receive()), 100);
+    }
     assert_eq!(counter(&daemon, "s0", "rx_errors"), 1);
     // With the port its socket goes, and its peer is told.
     daemon.cli(&["port", "del", "s0"]).expect("removed");
