@@ -197,7 +197,7 @@ fn classify(context: &Context<'_>, batch: &mut Batch, counts: &CounterBlock, wor
     counts.add(Counter::RxBytes, bytes);
 }
 
-#[inline]
+#[inline(always)]
 fn classify_one(context: &Context<'_>, batch: &mut Batch, index: usize) -> Result<Work, DropReason> {
     let port = context.ingress;
     if !port.up {
@@ -343,7 +343,7 @@ fn decide(context: &Context<'_>, batch: &Batch, counts: &CounterBlock, work: &[W
     }
 }
 
-#[inline]
+#[inline(always)]
 fn unicast(
     context: &Context<'_>,
     batch: &Batch,
@@ -364,6 +364,7 @@ fn unicast(
     Ok(1)
 }
 
+#[inline(never)]
 fn flood(
     context: &Context<'_>,
     batch: &Batch,
@@ -399,7 +400,7 @@ fn flood(
     if copies == 0 { Err(DropReason::NoDestination) } else { Ok(copies) }
 }
 
-#[inline]
+#[inline(always)]
 fn send(
     context: &Context<'_>,
     batch: &Batch,

@@ -266,28 +266,42 @@ impl Fdb {
     }
 
     /// The port of an address.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn lookup(&self, hash: &FdbHash) -> Option<PortId> {
         self.get(hash).map(port_of)
     }
 
-    #[inline]
+    #[inline(always)]
     fn get(&self, hash: &FdbHash) -> Option<u32> {
-        // The zero address in domain 0 has the key of an empty place.
-        if hash.key == 0 {
-            return None;
+        match self.buckets[hash.first as usize].get(hash.key) {
+            // The zero address in domain 0 has the key of an empty place.
+            Some(_) if hash.key == 0 => None,
+            Some(value) => Some(value),
+            None => self.get_second(hash),
         }
-        self.buckets[hash.first as usize].get(hash.key).or_else(|| self.buckets[hash.second as usize].get(hash.key))
+    }
+
+    #[inline(never)]
+    fn get_second(&self, hash: &FdbHash) -> Option<u32> {
+        if hash.key == 0 { None } else { self.buckets[hash.second as usize].get(hash.key) }
     }
 
     /// Notes that a frame from this address came in by `port`.
-    #[inline]
+    #[inline(always)]
     pub fn learn(&self, hash: &FdbHash, port: PortId, now: Now, flaps: &mut FlapTable) -> Learned {
-        if let Some(value) = self.get(hash) {
-            if port_of(value) == port && (value ^ now.tick.0) & 0xffff == 0 {
-                return Learned::Fresh;
-            }
+        let value = self.get(hash);
+        // The kind does not matter: on its own port an entry of any kind is at home.
+        let fresh = (u32::from(port.0) << PORT_SHIFT) | (now.tick.0 & 0xffff);
+        if value.is_some_and(|value| value & !(3 << KIND_SHIFT) == fresh) {
+            return Learned::Fresh;
+        }
+        self.learn_news(value, hash, port, now, flaps)
+    }
+
+    #[inline(never)]
+    fn learn_news(&self, value: Option<u32>, hash: &FdbHash, port: PortId, now: Now, flaps: &mut FlapTable) -> Learned {
+        if let Some(value) = value {
             if port_of(value) == port && kind_of(value) == Kind::Static {
                 return Learned::Fresh;
             }
