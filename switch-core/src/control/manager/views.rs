@@ -1,0 +1,139 @@
+//! What the manager tells: the switch, its ports, domains and table as others see them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::Manager;
+use crate::{
+    control::{
+        spec::{AttachmentSpec, Kind, PortSpec},
+        wire::{DomainView, FdbView, PortState, PortView, Status},
+    },
+    id::{DomainId, PortId},
+    link::Link,
+    stats::Counter,
+    verdict::DropReason,
+};
+
+impl Manager {
+    /// The switch as a whole.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let ports = self.desired.effective_ports();
+        let waiting = ports.keys().filter(|name| self.reason(name).is_some()).count();
+        let down = ports.values().filter(|p| !p.link && self.reason(&p.name).is_none()).count();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_s: self.started.elapsed().as_secs(),
+            workers: self.switch.workers(),
+            epoch: self.switch.epoch().0,
+            ports_up: ports.len() - down - waiting,
+            ports_down: down,
+            ports_waiting: waiting,
+            domains: self.desired.effective_domains().len(),
+            fdb_entries: self.switch.fdb().len(),
+            fdb_capacity: self.switch.fdb().capacity(),
+        }
+    }
+
+    /// All ports, by name.
+    #[must_use]
+    pub fn ports(&self) -> Vec<PortView> {
+        if let Err(e) = self.switch.collect_lost() {
+            tracing::error!("{e}");
+        }
+        let ports = self.desired.effective_ports();
+        let namespaces: BTreeSet<Option<String>> = ports.values().map(|p| p.netns.clone()).collect();
+        let mut devices = HashMap::new();
+        for netns in namespaces {
+            // A namespace that is gone has no devices to ask; its ports are waiting.
+            let links = self.drivers.links.space(netns.as_deref()).and_then(|space| space.list()).unwrap_or_default();
+            for link in links {
+                devices.insert((netns.clone(), link.name.clone()), link);
+            }
+        }
+        ports
+            .into_values()
+            .map(|spec| {
+                let key = (spec.netns.clone(), spec.device().to_owned());
+                let link = devices.get(&key).filter(|_| spec.kind.is_device());
+                self.port_view(spec, link)
+            })
+            .collect()
+    }
+
+    fn port_view(&self, spec: PortSpec, link: Option<&Link>) -> PortView {
+        let open = self.open.get(&spec.name);
+        let totals = open.map(|o| o.shared.counters.total()).unwrap_or_default();
+        // A packet port's device drops what the switch sends, not what it receives.
+        let lost = open
+            .zip(link.filter(|_| spec.kind == Kind::Tap))
+            .map_or(0, |(o, link)| link.tx_dropped.saturating_sub(o.tx_dropped));
+        let mut counters: BTreeMap<String, u64> =
+            Counter::ALL.iter().map(|c| (c.name().to_owned(), totals.get(*c))).collect();
+        *counters.entry(Counter::RxLost.name().to_owned()).or_default() += lost;
+        let reason = self.reason(&spec.name).map(str::to_owned);
+        PortView {
+            origin: self.desired.ports.get(&spec.name).map(|o| o.origin),
+            state: match (&reason, spec.link) {
+                (Some(_), _) => PortState::Waiting,
+                (None, true) => PortState::Up,
+                (None, false) => PortState::Down,
+            },
+            reason,
+            device_mac: link.and_then(|l| l.mac),
+            fdb_entries: open.map_or(0, |o| self.switch.fdb().port_len(o.id)),
+            counters,
+            drops: DropReason::ALL
+                .iter()
+                .map(|r| (r.name().to_owned(), totals.dropped(*r)))
+                .filter(|(_, n)| *n > 0)
+                .collect(),
+            spec,
+        }
+    }
+
+    /// All domains, by name.
+    #[must_use]
+    pub fn domains(&self) -> Vec<DomainView> {
+        let ports = self.desired.effective_ports();
+        self.desired
+            .effective_domains()
+            .into_values()
+            .map(|spec| DomainView {
+                origin: self.desired.domains.get(&spec.name).map(|o| o.origin),
+                members: ports
+                    .values()
+                    .flat_map(|p| p.domains.iter().filter(|a| a.domain == spec.name).map(|a| member_text(&p.name, a)))
+                    .collect(),
+                spec,
+            })
+            .collect()
+    }
+
+    /// All FDB entries.
+    #[must_use]
+    pub fn fdb(&self) -> Vec<FdbView> {
+        let domains: HashMap<DomainId, &String> = self.domain_ids.iter().map(|(n, id)| (*id, n)).collect();
+        let ports: HashMap<PortId, &String> = self.open.iter().map(|(n, o)| (o.id, n)).collect();
+        self.switch
+            .fdb()
+            .entries(self.switch.clock().now().tick)
+            .into_iter()
+            .filter_map(|e| {
+                Some(FdbView {
+                    domain: (*domains.get(&e.domain)?).clone(),
+                    mac: e.mac,
+                    port: (*ports.get(&e.port)?).clone(),
+                    kind: e.kind,
+                    age_s: e.age_s,
+                })
+            })
+            .collect()
+    }
+}
+
+fn member_text(port: &str, attachment: &AttachmentSpec) -> String {
+    let text = attachment.to_string();
+    format!("{port}{}", &text[attachment.domain.len()..])
+}
