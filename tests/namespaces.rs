@@ -1,10 +1,6 @@
 //! The switch among real namespaces and TAPs: reachability, isolation, data integrity, devices that come and go.
 
-use std::{
-    io::{Read, Write},
-    net::{TcpListener, TcpStream, UdpSocket},
-    time::Duration,
-};
+use std::{net::UdpSocket, time::Duration};
 
 use switch_core::{mac::MacAddr, sys::raw::RawSocket};
 use vswitch_benches::{
@@ -12,7 +8,7 @@ use vswitch_benches::{
     netns::{Namespace, exec, unique, wait_for},
     tools::ping,
 };
-use vswitch_tests::{Daemon, PATIENCE};
+use vswitch_tests::{Daemon, PATIENCE, transfer};
 
 struct Lab {
     daemon: Daemon,
@@ -50,27 +46,9 @@ impl Lab {
         text.trim().parse().expect("a MAC address")
     }
 
-    /// Sends pseudo-random bytes over TCP and compares what arrives.
+    /// Sends so many bytes from one host to another; they must arrive as they were sent.
     fn transfer(&self, from: usize, to: usize, bytes: usize) {
-        let listener = self.hosts[to].run(|| TcpListener::bind("0.0.0.0:0")).expect("namespace").expect("bind");
-        let bound = listener.local_addr().expect("bound").port();
-        let receiver = std::thread::spawn(move || {
-            let mut all = Vec::new();
-            listener.accept().expect("connection").0.read_to_end(&mut all).expect("data");
-            all
-        });
-        let address = format!("10.9.0.{}:{bound}", to + 1);
-        let mut stream = self.hosts[from].run(|| TcpStream::connect(&address)).expect("namespace").expect("connect");
-        let mut state = 1u64;
-        let data: Vec<u8> = (0..bytes)
-            .map(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (state >> 56) as u8
-            })
-            .collect();
-        stream.write_all(&data).expect("send");
-        drop(stream);
-        assert!(receiver.join().expect("receiver") == data, "the data arrived changed");
+        transfer(&self.hosts[from], &self.hosts[to], &format!("10.9.0.{}", to + 1), bytes);
     }
 }
 

@@ -1,10 +1,6 @@
 //! Existing netdevs as ports: veth ends among themselves and with TAPs, tags, devices that come and go.
 
-use std::{
-    io::{Read, Write},
-    net::{TcpListener, TcpStream},
-    time::Duration,
-};
+use std::time::Duration;
 
 use nix::{
     sched::{CpuSet, sched_setaffinity},
@@ -24,7 +20,7 @@ use vswitch_benches::{
     netns::{Namespace, wait_for},
     tools::{installed, ping},
 };
-use vswitch_tests::{Daemon, PATIENCE};
+use vswitch_tests::{Daemon, PATIENCE, transfer};
 
 struct Lab {
     daemon: Daemon,
@@ -68,27 +64,9 @@ impl Lab {
         self.daemon.json(&["port", "show", port]).expect("shown")[0]["state"].clone()
     }
 
-    /// Sends pseudo-random bytes over TCP and compares what arrives.
+    /// Sends so many bytes from one host to another; they must arrive as they were sent.
     fn transfer(&self, from: usize, to: usize, address: &str, bytes: usize) {
-        let listener = self.hosts[to].run(|| TcpListener::bind("[::]:0")).expect("namespace").expect("bind");
-        let port = listener.local_addr().expect("bound").port();
-        let receiver = std::thread::spawn(move || {
-            let mut all = Vec::new();
-            listener.accept().expect("connection").0.read_to_end(&mut all).expect("data");
-            all
-        });
-        let mut stream =
-            self.hosts[from].run(|| TcpStream::connect((address, port))).expect("namespace").expect("connect");
-        let mut state = 1u64;
-        let data: Vec<u8> = (0..bytes)
-            .map(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                (state >> 56) as u8
-            })
-            .collect();
-        stream.write_all(&data).expect("send");
-        drop(stream);
-        assert!(receiver.join().expect("receiver") == data, "the data arrived changed");
+        transfer(&self.hosts[from], &self.hosts[to], address, bytes);
     }
 }
 

@@ -22,7 +22,7 @@ use vswitch_benches::{
     netns::{Namespace, wait_for},
     tools::ping,
 };
-use vswitch_tests::{Daemon, PATIENCE};
+use vswitch_tests::{Daemon, PATIENCE, transfer};
 
 const BROADCAST: MacAddr = MacAddr([0xff; 6]);
 
@@ -459,28 +459,6 @@ fn a_datagram_peer_may_restart() {
     peer.send_to(&[0; 70_000], &ours).expect("sent");
     wait_for("a datagram that is no frame is refused", PATIENCE, || counter(&daemon, "d0", "rx_errors") == 1)
         .expect("counted");
-}
-
-/// Sends pseudo-random bytes over TCP and compares what arrives.
-fn transfer(from: &Namespace, to: &Namespace, address: &str, bytes: usize) {
-    let listener = to.run(|| TcpListener::bind((address, 0))).expect("namespace").expect("bind");
-    let bound = listener.local_addr().expect("bound");
-    let receiver = std::thread::spawn(move || {
-        let mut all = Vec::new();
-        listener.accept().expect("connection").0.read_to_end(&mut all).expect("data");
-        all
-    });
-    let mut stream = from.run(|| TcpStream::connect(bound)).expect("namespace").expect("connect");
-    let mut state = 1u64;
-    let data: Vec<u8> = (0..bytes)
-        .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 56) as u8
-        })
-        .collect();
-    stream.write_all(&data).expect("send");
-    drop(stream);
-    assert!(receiver.join().expect("receiver") == data, "the data arrived changed");
 }
 
 /// Two switches that are connected by a pair of ports, each with a host; traffic must pass unchanged.

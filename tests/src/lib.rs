@@ -4,6 +4,8 @@ pub mod fuzz;
 pub mod rng;
 
 use std::{
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -20,7 +22,7 @@ use switch_core::{
     topology::{Attachment, DomainDef, PortDef, PortShared, StormLimits},
     verdict::Side,
 };
-use vswitch_benches::netns::{unique, wait_for};
+use vswitch_benches::netns::{Namespace, unique, wait_for};
 
 /// How long anything may take that is not measured.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -230,4 +232,24 @@ impl Bench {
                     == sum(&|t| t.get(Counter::TxFrames) + t.dropped_on(Side::Egress))
         })
     }
+}
+
+/// Sends so many bytes by TCP from one namespace to an address of another; they must arrive as they were sent.
+///
+/// # Panics
+/// They do not, or there is no connection.
+pub fn transfer(from: &Namespace, to: &Namespace, address: &str, bytes: usize) {
+    let listener = to.run(|| TcpListener::bind((address, 0))).expect("namespace").expect("bind");
+    let bound = listener.local_addr().expect("bound");
+    let receiver = std::thread::spawn(move || {
+        let mut all = Vec::new();
+        listener.accept().expect("connection").0.read_to_end(&mut all).expect("data");
+        all
+    });
+    let mut stream = from.run(|| TcpStream::connect(bound)).expect("namespace").expect("connect");
+    let mut rng = rng::Rng::new(1);
+    let data: Vec<u8> = (0..bytes).map(|_| rng.next() as u8).collect();
+    stream.write_all(&data).expect("send");
+    drop(stream);
+    assert!(receiver.join().expect("receiver") == data, "the data arrived changed");
 }
