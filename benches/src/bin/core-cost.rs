@@ -154,27 +154,41 @@ fn processors() -> anyhow::Result<Vec<usize>> {
     Ok((0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect())
 }
 
-/// Turns a worker on one processor until told to stop; frames per second.
-fn turn_on(worker: &mut Worker, cpu: usize, start: &Barrier, stop: &AtomicBool) -> anyhow::Result<f64> {
+/// Repeats a batch on one processor until told to stop; frames per second.
+fn repeat_on(mut batch: impl FnMut(), cpu: usize, start: &Barrier, stop: &AtomicBool) -> anyhow::Result<f64> {
     let mut set = CpuSet::new();
     let pinned = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
     start.wait();
     pinned?;
-    let (begin, mut turns) = (Instant::now(), 0u64);
+    let (begin, mut batches) = (Instant::now(), 0u64);
     while !stop.load(Relaxed) {
-        worker.turn(NOW);
-        turns += 1;
+        batch();
+        batches += 1;
     }
-    Ok((turns * BATCH_FRAMES as u64) as f64 / begin.elapsed().as_secs_f64())
+    Ok((batches * BATCH_FRAMES as u64) as f64 / begin.elapsed().as_secs_f64())
 }
 
-/// Frames per second of some workers together, each pinned to a processor of its own.
-fn together(workers: &mut [Worker], cpus: &[usize], time: Duration) -> anyhow::Result<f64> {
-    let (start, stop) = (&Barrier::new(workers.len() + 1), &AtomicBool::new(false));
+fn turning(worker: &mut Worker) -> impl FnMut() + Send {
+    move || _ = worker.turn(NOW)
+}
+
+/// Arithmetic in registers, about as long as a batch: what two processors can do together if they share nothing that
+/// the program can see.
+fn arithmetic() {
+    let mut state = black_box(1u64);
+    for _ in 0..BATCH_FRAMES * 32 {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).rotate_left(17) ^ 0x9e37;
+    }
+    black_box(state);
+}
+
+/// Frames per second of some batches together, each on a processor of its own.
+fn together(batches: Vec<impl FnMut() + Send>, cpus: &[usize], time: Duration) -> anyhow::Result<f64> {
+    let (start, stop) = (&Barrier::new(batches.len() + 1), &AtomicBool::new(false));
     std::thread::scope(|scope| {
-        let pairs = workers.iter_mut().zip(cpus);
+        let pairs = batches.into_iter().zip(cpus);
         let threads: Vec<_> =
-            pairs.map(|(worker, cpu)| scope.spawn(move || turn_on(worker, *cpu, start, stop))).collect();
+            pairs.map(|(batch, cpu)| scope.spawn(move || repeat_on(batch, *cpu, start, stop))).collect();
         start.wait();
         std::thread::sleep(time);
         stop.store(true, Relaxed);
@@ -182,17 +196,17 @@ fn together(workers: &mut [Worker], cpus: &[usize], time: Duration) -> anyhow::R
     })
 }
 
-/// Frames per second of one worker and of two that share the table, round by round.
-fn scaling(aim: Aim, rounds: usize, time: Duration) -> anyhow::Result<Vec<[f64; 2]>> {
+/// Frames per second of one worker and of two that share the table, round by round; without an aim, of arithmetic.
+fn scaling(aim: Option<Aim>, rounds: usize, time: Duration) -> anyhow::Result<Vec<[f64; 2]>> {
     let cpus = processors()?;
     ensure!(cpus.len() >= 2, "two workers need two processors");
-    let mut turns = Turns::new(2, aim)?;
-    let mut rates = Vec::new();
-    for _ in 0..rounds {
-        let one = together(&mut turns.workers[..1], &cpus, time)?;
-        rates.push([one, together(&mut turns.workers, &cpus, time)?]);
-    }
-    turns.check()?;
+    let mut turns = aim.map(|aim| Turns::new(2, aim)).transpose()?;
+    let mut run = |workers: usize| match &mut turns {
+        None => together(vec![arithmetic; workers], &cpus, time),
+        Some(turns) => together(turns.workers[..workers].iter_mut().map(turning).collect(), &cpus, time),
+    };
+    let rates = (0..rounds).map(|_| Ok([run(1)?, run(2)?])).collect::<anyhow::Result<_>>()?;
+    turns.map_or(Ok(()), |turns| turns.check())?;
     Ok(rates)
 }
 
@@ -213,7 +227,8 @@ fn report(time: Duration, rounds: usize) -> anyhow::Result<(String, serde_json::
     text += "| destinations | one worker | two | ratio within a round, median [95 % bootstrap interval] |\n";
     text += "|---|---:|---:|---:|\n";
     let mut pairs = Vec::new();
-    for (aim, title) in [(Aim::Warm, "1000 warm"), (Aim::Random, "random")] {
+    let aims = [(Some(Aim::Warm), "1000 warm"), (Some(Aim::Random), "random"), (None, "none: arithmetic only")];
+    for (aim, title) in aims {
         eprintln!("core-cost: two workers, {title}");
         let rates = scaling(aim, rounds, time.min(Duration::from_millis(500)))?;
         let [one, two] = [0, 1].map(|i| median(&rates.iter().map(|r| r[i] / 1e6).collect::<Vec<_>>()));
