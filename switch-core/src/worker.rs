@@ -8,6 +8,9 @@
 //! now and then), then arms every queue and sleeps. Nothing is lost in between: a queue that finds frames while arming
 //! goes back to the ready list, and an edge that came before the sleep is still in the poll set.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     io,
     os::fd::RawFd,
@@ -56,6 +59,12 @@ const TURN_COPIES: usize = 4096;
 const CLOCK_EVERY: u32 = 8;
 /// While queues are hot, the descriptors of all others are looked at once in so many rounds.
 const POLL_EVERY: u32 = 16;
+/// So many hot queues are polled for as long as the worker is awake. Of more than that, those without a frame for
+/// [`COOLING`] are armed instead: in a worker that never sleeps, ports that were busy once must not cost the others a
+/// system call each per round for ever.
+const MANY_HOT: usize = 16;
+/// See [`MANY_HOT`].
+const COOLING: Duration = Duration::from_millis(10);
 /// Readiness events taken per look.
 const EVENTS: usize = 256;
 const WAKER: Token = Token(usize::MAX);
@@ -152,6 +161,18 @@ struct RxQueue {
     readiness: Option<RawFd>,
     ready: bool,
     hot: bool,
+    /// When it last had a frame, in nanoseconds of the clock.
+    worked: u64,
+}
+
+impl RxQueue {
+    /// Stops polling it: it says when it has frames.
+    fn cool(&mut self) {
+        self.hot = false;
+        if self.rx.arm() == Armed::Work {
+            self.ready = true;
+        }
+    }
 }
 
 /// See the module page.
@@ -164,6 +185,8 @@ pub struct Worker {
     queues: Vec<Option<RxQueue>>,
     /// Where the next turn begins.
     next: usize,
+    /// The last turn found more than [`MANY_HOT`] queues hot.
+    crowded: bool,
     batch: Batch,
     plan: Plan,
     flaps: FlapTable,
@@ -198,6 +221,7 @@ impl Worker {
             topology: Arc::default(),
             queues: Vec::new(),
             next: 0,
+            crowded: false,
             batch: Batch::new(),
             plan: Plan::default(),
             flaps: FlapTable::default(),
@@ -216,6 +240,7 @@ impl Worker {
     pub fn turn(&mut self, now: Now) -> bool {
         let mut worked = false;
         let mut copies = 0;
+        let mut hot = 0;
         for _ in 0..self.queues.len() {
             let index = self.next % self.queues.len();
             self.next = index + 1;
@@ -225,8 +250,15 @@ impl Worker {
             }
             let status = queue.rx.rx(&mut self.batch);
             queue.ready = status == RxStatus::More;
-            if !self.batch.is_empty() {
+            hot += usize::from(queue.hot);
+            if self.batch.is_empty() {
+                let quiet = now.nanos.saturating_sub(queue.worked) > COOLING.as_nanos() as u64;
+                if self.crowded && quiet && queue.hot && queue.readiness.is_some() {
+                    queue.cool();
+                }
+            } else {
                 queue.hot = true;
+                queue.worked = now.nanos;
                 // Only this thread writes: no read-modify-write is needed.
                 queue.load.store(queue.load.load(Relaxed) + self.batch.len() as u64, Relaxed);
                 worked = true;
@@ -239,6 +271,7 @@ impl Worker {
                 break;
             }
         }
+        self.crowded = hot > MANY_HOT;
         while let Some(event) = self.flaps.take_event() {
             let _ = self.reports.try_send(Event::Flap(event));
         }
@@ -333,11 +366,8 @@ impl Worker {
     pub fn may_sleep(&mut self) -> bool {
         let mut quiet = !self.has_ready();
         for queue in self.queues.iter_mut().flatten() {
-            queue.hot = false;
-            if queue.rx.arm() == Armed::Work {
-                queue.ready = true;
-                quiet = false;
-            }
+            queue.cool();
+            quiet &= !queue.ready;
         }
         quiet
     }
@@ -406,7 +436,7 @@ impl Worker {
             self.poll.registry().register(&mut SourceFd(&fd), Token(index), Interest::READABLE)?;
         }
         // Frames may have come before the descriptor was watched.
-        self.queues[index] = Some(RxQueue { port, queue, rx, load, readiness, ready: true, hot: false });
+        self.queues[index] = Some(RxQueue { port, queue, rx, load, readiness, ready: true, hot: false, worked: 0 });
         Ok(())
     }
 
