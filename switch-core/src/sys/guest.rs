@@ -224,6 +224,12 @@ impl Span<'_> {
     }
 }
 
+/// Flags and index before the entries of a used ring.
+pub const USED_HEADER_BYTES: usize = 4;
+/// One entry of a used ring.
+pub const USED_ENTRY_BYTES: usize = 8;
+/// The index behind the entries at which the device wants to be kicked.
+pub const AVAILABLE_EVENT_BYTES: usize = 2;
 const DESCRIPTOR_BYTES: usize = 16;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;

@@ -8,7 +8,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::{
     Bell,
     features::{self, Features},
-    ring::{Fault, MAX_CHAIN, Running, Spans, chain},
+    ring::{Fault, MAX_CHAIN, Running, Spans, Start, chain},
 };
 use crate::sys::guest::{GuestMemory, RegionSpec, RingAddresses, RingMemory};
 
@@ -172,7 +172,14 @@ fn memory_is_checked_against_its_file_and_rings_against_memory() {
 fn an_index_that_jumps_is_a_fault_and_kicks_are_asked_for_by_index() {
     let guest = Guest::new();
     guest.put(AVAILABLE + 2, &u16::to_le_bytes(5));
-    let mut running = Running::new(guest.ring(), 5, Features(features::EVENT_IDX), None);
+    let mut running = Running::start(Start {
+        memory: guest.ring(),
+        next: 5,
+        features: Features(features::EVENT_IDX),
+        call: None,
+        log: None,
+        inflight: None,
+    });
     assert_eq!(guest.half(USED + 4 + 8 * 8), 5, "the next chain is to be kicked for");
     assert_eq!(running.cursor.pop(&running.memory), Ok(None));
     guest.put(AVAILABLE + 4 + 2 * 5, &u16::to_le_bytes(3));
