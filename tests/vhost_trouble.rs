@@ -159,3 +159,33 @@ fn a_killed_switch_loses_no_descriptor_and_returns_none_twice() {
         assert_eq!(got.iter().filter(|frame| **frame == last).count(), 1, "after the reconnection all is as before");
     }
 }
+
+#[test]
+fn a_vmm_whose_call_descriptor_blocks_stops_nobody_for_long() {
+    let lab = Lab::new(4, "", &[]);
+    let (mut c, mut d) = (lab.connect(2, Options::default()), lab.connect(3, Options::default()));
+    introduce_pair(&mut c, &mut d);
+    let (mut a, mut b) = (lab.connect(0, Options::default()), lab.connect(1, Options::default()));
+    introduce(&mut a, &mut b);
+    // The descriptor of the one who receives, then that of the one who sends.
+    for port in ["vm1", "vm0"] {
+        let clogged = if port == "vm1" { &mut b } else { &mut a };
+        let _held = clogged.clog(0).expect("clogged");
+        clogged.want_interrupts(0).expect("asked for");
+        a.send(0, &[plain(0, 1, 60, 1)]).expect("sent");
+        lab.wait_state(port, "waiting");
+        let reason = lab.view(port)["reason"].as_str().unwrap_or_default().to_owned();
+        assert!(reason.contains("its call descriptor makes the switch wait"), "{reason}");
+        for n in 0..100 {
+            let frame = plain(3, 2, 60, n);
+            d.send_all(0, std::slice::from_ref(&frame), PATIENCE).expect("sent");
+            let all = c.receive_until(0, PATIENCE, |all| all.contains(&frame)).expect("received");
+            assert!(all.contains(&frame));
+        }
+    }
+    wait_for("both are counted", PATIENCE, || {
+        ["vm0", "vm1"].iter().all(|port| count(&lab.view(port), "rx_errors") == 1)
+    })
+    .expect("counted");
+    lab.check_balance(&["vm0", "vm1", "vm2", "vm3"]);
+}

@@ -1,6 +1,7 @@
 //! What the tests share: a running `vswitch` with everything it makes, and a switch on in-memory ports.
 
 pub mod fuzz;
+pub mod fuzz_vhost;
 pub mod rng;
 pub mod vhost;
 

@@ -257,6 +257,19 @@ impl FrontEnd {
         Ok(usize::from(self.options.size) - self.rings[index].free.len())
     }
 
+    /// Asks for an interrupt for the next chain that a ring of a pair gets back.
+    ///
+    /// # Errors
+    /// The device broke the ring's rules.
+    pub fn want_interrupts(&mut self, pair: usize) -> anyhow::Result<()> {
+        self.reclaim(2 * pair + 1)?;
+        for ring in &self.rings[2 * pair..2 * pair + 2] {
+            let at = GuestAddress(ring.available + 4 + 2 * u64::from(ring.size));
+            self.memory.store(ring.last_used, at, Ordering::SeqCst)?;
+        }
+        Ok(())
+    }
+
     /// Whether something has been received by a queue pair.
     ///
     /// # Errors

@@ -18,10 +18,11 @@ use std::{
 use vhost::vhost_user::{BackendReqHandler, Error, Result, VhostUserBackendReqHandlerMut};
 
 use super::{
-    RETRY, Shared, VhostConfig,
+    PENALTY, RETRY, Shared, VhostConfig,
     device::Device,
     features,
     messages::{self, Wish},
+    ring::Fault,
 };
 
 /// What the thread needs to know of the port.
@@ -107,7 +108,7 @@ impl Host {
                 tracing::warn!(socket = %path, "the VM broke a ring and was disconnected: {fault}");
                 self.shared.set_missing(Some(format!("{}; the last one broke a ring: {fault}", self.nobody())));
                 // One that comes back to do it again is not worth a busy thread and a full log.
-                self.shared.wait(None, Some(RETRY));
+                self.shared.wait(None, Some(if fault == Fault::Call { PENALTY } else { RETRY }));
             }
             None => {
                 tracing::info!(socket = %path, "the VM has disconnected: {error}");

@@ -13,6 +13,7 @@
 //!
 //! Not here: packed rings, and memory that comes later (postcopy).
 
+mod call;
 mod control;
 mod device;
 pub mod features;
@@ -24,6 +25,10 @@ mod ring;
 mod rx;
 mod tx;
 
+#[cfg(test)]
+mod inflight_tests;
+#[cfg(test)]
+mod ring_tests;
 #[cfg(test)]
 mod tests;
 
@@ -60,6 +65,8 @@ use crate::frame::offload::Capabilities;
 pub const MAX_QUEUES: u16 = 128;
 /// How long a client waits before it tries to connect again.
 const RETRY: Duration = Duration::from_millis(500);
+/// How long a VM that made a worker wait has to wait itself.
+const PENALTY: Duration = Duration::from_secs(10);
 
 /// How a port is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -322,6 +329,7 @@ pub fn open(config: &VhostConfig, notifier: Notifier) -> Result<Opened, VhostErr
     if config.queues == 0 || config.queues > MAX_QUEUES {
         return Err(VhostError::BadQueues(config.queues));
     }
+    call::watch()?;
     let pairs = usize::from(config.queues);
     let shared = Arc::new(Shared::new(pairs, notifier)?);
     let (listener, file) = if config.client {

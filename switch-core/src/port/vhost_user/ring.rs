@@ -9,7 +9,6 @@
 
 use std::{
     fs::File,
-    io::Write,
     sync::{
         Arc,
         atomic::{Ordering, fence},
@@ -19,6 +18,7 @@ use std::{
 use arrayvec::ArrayVec;
 
 use super::{
+    call::call,
     features::{self, Features},
     inflight::Inflight,
     log::RingLog,
@@ -55,6 +55,9 @@ pub enum Fault {
     /// Memory that it shares was cut off while it was in use.
     #[error("the file of its memory was truncated")]
     Memory,
+    /// The switch had to wait when it interrupted the guest.
+    #[error("its call descriptor makes the switch wait")]
+    Call,
 }
 
 /// The buffers of one frame.
@@ -254,10 +257,13 @@ impl Running {
     }
 
     /// Makes the returned chains the driver's, and interrupts it if it wants that.
-    pub fn publish(&mut self) {
+    ///
+    /// # Errors
+    /// That made the switch wait.
+    pub fn publish(&mut self) -> Result<(), Fault> {
         let (old, new) = (self.cursor.published, self.cursor.used);
         if old == new {
-            return;
+            return Ok(());
         }
         self.memory.publish_used(new);
         self.cursor.published = new;
@@ -279,9 +285,9 @@ impl Running {
         } else {
             !self.memory.interrupts_off()
         };
-        if wanted && let Some(mut call) = self.call.as_deref() {
-            // An eventfd that cannot take more has an interrupt pending already.
-            let _ = call.write(&1u64.to_ne_bytes());
+        match &self.call {
+            Some(descriptor) if wanted && !call(descriptor) => Err(Fault::Call),
+            _ => Ok(()),
         }
     }
 }

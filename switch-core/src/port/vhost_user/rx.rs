@@ -49,7 +49,9 @@ impl VhostRx {
     fn finish(&mut self) {
         let Some(mut ring) = self.held.take() else { return };
         if let Some(running) = &mut ring.running {
-            running.publish();
+            if let Err(fault) = running.publish() {
+                self.fault = Some(fault);
+            }
             if running.lost_memory() {
                 // What else is wrong with it comes from the zeros.
                 self.fault = Some(Fault::Memory);

@@ -86,7 +86,9 @@ impl PortTx for VhostTx {
                     }
                 }
             }
-            running.publish();
+            if let Err(why) = running.publish() {
+                fault = Some(why);
+            }
             if running.lost_memory() {
                 fault = Some(Fault::Memory);
             }
