@@ -83,6 +83,7 @@ impl Host {
         let clones = stream.set_nonblocking(false).and_then(|()| Ok((stream.try_clone()?, stream.try_clone()?)));
         let Ok((other, peek)) = clones else { return };
         if !self.shared.begin(other) {
+            self.shared.end();
             return;
         }
         tracing::info!(socket = %path, "a VM has connected");

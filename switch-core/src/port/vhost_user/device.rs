@@ -204,11 +204,18 @@ impl Device {
         Ok(())
     }
 
-    /// Takes the device status; 0 is a reset.
+    /// Takes the device status; 0 is a reset. It stops the rings as `GET_VRING_BASE` does, but their positions stay: QEMU
+    /// 7.2 sends it first and then asks for them.
     pub fn set_status(&mut self, status: u64) -> Result<()> {
         self.expect(VhostUserProtocolFeatures::STATUS)?;
         self.status = u8::try_from(status).map_err(|_| Error::InvalidParam)?;
-        if status == 0 { self.stop() } else { Ok(()) }
+        if status == 0 {
+            for index in 0..self.vrings.len() {
+                self.set_kick(index as u8, Kick::Unset)?;
+                self.refresh(index);
+            }
+        }
+        Ok(())
     }
 
     /// The device status.
