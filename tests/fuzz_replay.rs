@@ -4,8 +4,11 @@
 
 use std::path::Path;
 
+use vswitch_benches::netns::wait_for;
 use vswitch_tests::{
+    PATIENCE,
     fuzz::{fuzz_api, fuzz_config, fuzz_frame, mutate, remove_api},
+    fuzz_vhost::{fuzz_vhost, remove_vhost, vhost_coverage},
     rng::Rng,
 };
 
@@ -58,4 +61,22 @@ fn requests() {
     }
     let _cleaner = Cleaner;
     replay("api", 400, fuzz_api);
+}
+
+#[test]
+fn messages_of_a_vmm() {
+    struct Cleaner;
+    impl Drop for Cleaner {
+        fn drop(&mut self) {
+            remove_vhost();
+        }
+    }
+    let _cleaner = Cleaner;
+    replay("vhost", 400, fuzz_vhost);
+    let mut coverage = (0, 0);
+    wait_for("frames pass and rings break", PATIENCE, || {
+        coverage = vhost_coverage();
+        coverage.0 > 20 && coverage.1 > 5
+    })
+    .unwrap_or_else(|e| panic!("{e}: {coverage:?}"));
 }

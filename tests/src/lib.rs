@@ -1,7 +1,9 @@
 //! What the tests share: a running `vswitch` with everything it makes, and a switch on in-memory ports.
 
 pub mod fuzz;
+pub mod fuzz_vhost;
 pub mod rng;
+pub mod vhost;
 
 use std::{
     io::{Read, Write},
@@ -111,8 +113,25 @@ impl Daemon {
     /// # Errors
     /// It does not come up again.
     pub fn crash_and_restart(&mut self) -> anyhow::Result<()> {
+        self.kill()?;
+        self.restart()
+    }
+
+    /// `kill -9`.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill()?;
         self.child.wait()?;
+        Ok(())
+    }
+
+    /// Starts again what was killed.
+    ///
+    /// # Errors
+    /// It does not come up again.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
         self.child = spawn(&self.binary, &self.directory, &[])?;
         self.wait_up()
     }

@@ -140,6 +140,9 @@ pub trait PortControl: Send {
 
     /// The port's administrative state has changed: tells the other side, where the protocol can say so.
     fn set_link(&mut self, _up: bool) {}
+
+    /// The least MTU of the port's domains, for drivers that tell the other side or are asked.
+    fn set_mtu(&mut self, _mtu: u32) {}
 }
 
 /// A port as a driver hands it over.

@@ -5,30 +5,24 @@
 //! volatile loads, into values of our own. What is handed out is checked when it is made ([`GuestMemory::span`],
 //! [`RingMemory::new`]) and cannot leave its mapping afterwards; lifetimes and `Arc`s keep the mapping in place.
 //!
-//! A region is checked against the size of its file when it is mapped. A VMM that shortens the file afterwards makes the
-//! next access a SIGBUS, which ends the process: a handler for that, or asking for `F_SEAL_SHRINK`, is not done yet.
-//! Files in user-space file systems (FUSE) are refused, because their owner could make any access wait for ever.
+//! What becomes of a region whose file is shortened is said in [`mapping`](super::mapping).
 
 use std::{
     fs::File,
     io,
     marker::PhantomData,
-    os::fd::AsFd,
     sync::{
         Arc,
         atomic::{AtomicU16, AtomicU32, Ordering, compiler_fence},
     },
 };
 
-use vm_memory::{FileOffset, mmap::MmapRegion};
-
-use super::buf::Piece;
+use super::{buf::Piece, mapping::Mapping};
 
 /// Regions that one guest can have.
 pub const MAX_REGIONS: usize = 64;
 /// The largest ring (virtio 1.3 §2.7).
 pub const MAX_RING: u16 = 32_768;
-const FUSE_SUPER_MAGIC: i64 = 0x6573_5546;
 
 /// Where a region of guest memory is, as the VMM says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,42 +40,32 @@ pub struct RegionSpec {
 #[derive(Debug)]
 struct Region {
     spec: RegionSpec,
-    map: MmapRegion<()>,
+    /// Where it begins in this process.
+    base: *mut u8,
+    map: Mapping,
 }
+
+// SAFETY: the base is an address in the mapping, which any thread may access; see `RingMemory`.
+unsafe impl Send for Region {}
+// SAFETY: as above; a region is never changed.
+unsafe impl Sync for Region {}
 
 impl Region {
     fn map(spec: RegionSpec, file: File) -> io::Result<Region> {
-        let refused = |text: String| io::Error::new(io::ErrorKind::InvalidInput, text);
-        let end = spec.offset.checked_add(spec.len).filter(|_| spec.len > 0);
-        let (Some(end), Some(_), Some(_)) = (end, spec.guest.checked_add(spec.len), spec.user.checked_add(spec.len))
-        else {
-            return Err(refused(format!("a region of {} bytes at {:#x} wraps around", spec.len, spec.guest)));
-        };
-        let stat = nix::sys::stat::fstat(file.as_fd())?;
-        if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
-            return Err(refused("guest memory must be a file in memory".to_owned()));
+        if spec.guest.checked_add(spec.len).is_none() || spec.user.checked_add(spec.len).is_none() {
+            let text = format!("a region of {} bytes at {:#x} wraps around", spec.len, spec.guest);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let size = stat.st_size.cast_unsigned();
-        if end > size {
-            return Err(refused(format!("a region ends at byte {end} of a file of {size}")));
-        }
-        if nix::sys::statfs::fstatfs(file.as_fd())?.filesystem_type().0 as i64 == FUSE_SUPER_MAGIC {
-            return Err(refused("guest memory in a FUSE file system could block the switch".to_owned()));
-        }
-        // From the file's beginning, because an offset need not be a multiple of the (huge) page size; in whole blocks,
-        // because huge pages are only unmapped as wholes.
-        let block = u64::try_from(stat.st_blksize).unwrap_or(1).max(1);
-        let whole = end.checked_next_multiple_of(block).filter(|whole| *whole <= size).unwrap_or(end);
-        let whole = usize::try_from(whole).map_err(io::Error::other)?;
-        let map = MmapRegion::from_file(FileOffset::new(file, 0), whole).map_err(io::Error::other)?;
-        Ok(Region { spec, map })
+        let map = Mapping::new(file, spec.offset, spec.len)?;
+        Ok(Region { spec, base: map.address(0), map })
     }
 
     /// The host address of byte `at` of the region, which must be inside.
+    #[inline]
     fn host(&self, at: u64) -> *mut u8 {
         debug_assert!(at <= self.spec.len);
-        // SAFETY: `map` checked that offset + len bytes are mapped from the map's beginning, and `at` is at most len.
-        unsafe { self.map.as_ptr().add((self.spec.offset + at) as usize) }
+        // SAFETY: the base is that of `spec.len` mapped bytes, and `at` is at most that.
+        unsafe { self.base.add(at as usize) }
     }
 }
 
@@ -126,6 +110,21 @@ impl GuestMemory {
             }
         }
         (len == 0).then_some(Span { base: std::ptr::dangling_mut(), len: 0, memory: PhantomData })
+    }
+
+    /// Whether a region was cut off; see [`Mapping::is_dead`].
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.regions.iter().any(|region| region.map.is_dead())
+    }
+
+    /// The guest's address of a span of this memory.
+    #[must_use]
+    pub fn guest_address(&self, span: &Span<'_>) -> Option<u64> {
+        self.regions.iter().find_map(|region| {
+            let at = (span.base.addr() as u64).wrapping_sub(region.base.addr() as u64);
+            (at < region.spec.len).then(|| region.spec.guest + at)
+        })
     }
 
     /// The host address of `len` bytes at the VMM's address `user`, if they are in one region.
@@ -225,6 +224,12 @@ impl Span<'_> {
     }
 }
 
+/// Flags and index before the entries of a used ring.
+pub const USED_HEADER_BYTES: usize = 4;
+/// One entry of a used ring.
+pub const USED_ENTRY_BYTES: usize = 8;
+/// The index behind the entries at which the device wants to be kicked.
+pub const AVAILABLE_EVENT_BYTES: usize = 2;
 const DESCRIPTOR_BYTES: usize = 16;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;

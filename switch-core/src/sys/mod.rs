@@ -5,6 +5,8 @@
 pub mod buf;
 pub mod ethtool;
 pub mod guest;
+pub mod interrupt;
+pub mod mapping;
 pub mod packet;
 pub mod prefetch;
 pub mod raw;

@@ -346,8 +346,12 @@ impl Manager {
     fn publish(&mut self) -> Result<(), ManagerError> {
         let mut communities: HashMap<(DomainId, String), u16> = HashMap::new();
         let mut ports = Vec::new();
+        let known = self.desired.effective_domains();
         for spec in self.desired.effective_ports().values() {
-            let Some(open) = self.open.get(&spec.name) else { continue };
+            let Some(open) = self.open.get_mut(&spec.name) else { continue };
+            if let Some(mtu) = spec.domains.iter().filter_map(|a| Some(known.get(&a.domain)?.mtu)).min() {
+                open.control.set_mtu(mtu);
+            }
             let attachments = spec
                 .domains
                 .iter()
@@ -364,9 +368,7 @@ impl Manager {
                 shared: Arc::clone(&open.shared),
             });
         }
-        let domains: Vec<DomainDef> = self
-            .desired
-            .effective_domains()
+        let domains: Vec<DomainDef> = known
             .values()
             .filter_map(|d| {
                 let id = *self.domain_ids.get(&d.name)?;

@@ -10,6 +10,8 @@ const fn bit(n: u32) -> u64 {
 pub const CSUM: u64 = bit(0);
 /// The driver takes frames with owed checksums.
 pub const GUEST_CSUM: u64 = bit(1);
+/// The VMM may tell the guest an MTU, after asking whether it is carried.
+const MTU: u64 = bit(3);
 const GUEST_TSO4: u64 = bit(7);
 const GUEST_TSO6: u64 = bit(8);
 const GUEST_ECN: u64 = bit(9);
@@ -20,6 +22,8 @@ const HOST_ECN: u64 = bit(13);
 pub const MRG_RXBUF: u64 = bit(15);
 const GUEST_ANNOUNCE: u64 = bit(21);
 const MQ: u64 = bit(22);
+/// All writes to the guest's memory are logged (`VHOST_F_LOG_ALL`): between VMM and device, not for the driver.
+pub const LOG_ALL: u64 = bit(26);
 /// Chains may be tables.
 pub const INDIRECT_DESC: u64 = bit(28);
 /// Kicks and interrupts are asked for by index.
@@ -32,7 +36,8 @@ const GUEST_USO4: u64 = bit(54);
 const GUEST_USO6: u64 = bit(55);
 const HOST_USO: u64 = bit(56);
 
-const BASIC: u64 = MRG_RXBUF | GUEST_ANNOUNCE | MQ | INDIRECT_DESC | EVENT_IDX | PROTOCOL_FEATURES | VERSION_1;
+const BASIC: u64 =
+    MTU | MRG_RXBUF | GUEST_ANNOUNCE | MQ | LOG_ALL | INDIRECT_DESC | EVENT_IDX | PROTOCOL_FEATURES | VERSION_1;
 const OFFLOADS: u64 = CSUM
     | GUEST_CSUM
     | GUEST_TSO4

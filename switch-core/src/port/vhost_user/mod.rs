@@ -1,7 +1,8 @@
 //! `vhost-user` ports: the switch is the device of a VM's virtio-net driver, in memory that the VM shares with it.
 //!
 //! ```text
-//! VMM ──socket── control thread (control.rs, one per port): features, memory, rings, event descriptors
+//! VMM ──socket── control thread (control.rs, one per port): connections; messages.rs, requests.rs: what the VMM wants
+//!                     │ device.rs: features, memory, rings, event descriptors, log, inflight area
 //!                     │ lock of one ring at a time
 //! guest ══rings══ VhostRx (rx.rs, its worker) / VhostTx (tx.rs, any worker), over ring.rs and sys::guest
 //! ```
@@ -10,16 +11,24 @@
 //! of the rings; queues, descriptors and counters stay. Lock order: a ring that is received from, one that is sent to, the
 //! session; the control thread holds one ring at a time.
 //!
-//! Not here yet: migration (dirty log, RARP), requests in flight over a crash of the switch (the inflight area; the VMM
-//! starts again from the used index), packed rings, the link state of the guest's device.
+//! Not here: packed rings, and memory that comes later (postcopy).
 
+mod call;
 mod control;
-mod early;
+mod device;
 pub mod features;
+mod inflight;
+mod log;
+mod messages;
+mod requests;
 mod ring;
 mod rx;
 mod tx;
 
+#[cfg(test)]
+mod inflight_tests;
+#[cfg(test)]
+mod ring_tests;
 #[cfg(test)]
 mod tests;
 
@@ -33,7 +42,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     thread::JoinHandle,
     time::Duration,
@@ -56,6 +65,8 @@ use crate::frame::offload::Capabilities;
 pub const MAX_QUEUES: u16 = 128;
 /// How long a client waits before it tries to connect again.
 const RETRY: Duration = Duration::from_millis(500);
+/// How long a VM that made a worker wait has to wait itself.
+const PENALTY: Duration = Duration::from_secs(10);
 
 /// How a port is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,12 +143,20 @@ impl AsRawFd for Bell {
     }
 }
 
+/// The station in [`Shared::announced`].
+fn announced(station: u64) -> Option<[u8; 6]> {
+    let [_, there, mac @ ..] = station.to_be_bytes();
+    (there != 0).then_some(mac)
+}
+
 /// How things stand between the port and its VM.
 #[derive(Default)]
 struct Session {
     /// The connection, to be shut down from other threads.
     stream: Option<UnixStream>,
     closing: bool,
+    /// The link is set down, and the switch stays away from the VM.
+    held_off: bool,
     /// Why no frame can pass.
     missing: Option<String>,
 }
@@ -150,6 +169,12 @@ pub(crate) struct Shared {
     /// Pairs from 0 on whose receive ring runs.
     active: AtomicUsize,
     capabilities: AtomicU8,
+    /// Broken rings that were not counted yet.
+    faults: AtomicU64,
+    /// The station to be announced, as [`announce`](Shared::announce) writes it; 0: none.
+    announced: AtomicU64,
+    /// The greatest MTU that all domains of the port carry.
+    mtu_limit: AtomicU64,
     session: Mutex<Session>,
     stop: EventFd,
     notifier: Notifier,
@@ -162,6 +187,9 @@ impl Shared {
             bells: (0..queues).map(|_| Bell::new()).collect::<io::Result<_>>()?,
             active: AtomicUsize::new(0),
             capabilities: AtomicU8::new(0),
+            faults: AtomicU64::new(0),
+            announced: AtomicU64::new(0),
+            mtu_limit: AtomicU64::new(u64::MAX),
             session: Mutex::default(),
             stop: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
             notifier,
@@ -191,6 +219,23 @@ impl Shared {
         self.capabilities.store(features.capabilities().0, Relaxed);
     }
 
+    /// Has the worker of the first pair announce a station, as if the guest had.
+    fn announce(&self, mac: [u8; 6]) {
+        let [a, b, c, d, e, f] = mac;
+        self.announced.store(u64::from_be_bytes([0, 1, a, b, c, d, e, f]), Relaxed);
+        self.bell(0).ring();
+    }
+
+    fn mtu_limit(&self) -> u64 {
+        self.mtu_limit.load(Relaxed)
+    }
+
+    /// A ring is broken: counts it and ends the connection.
+    fn broke(&self) {
+        self.faults.fetch_add(1, Relaxed);
+        self.hang_up();
+    }
+
     /// Ends the connection, if there is one; the control thread then clears everything up.
     fn hang_up(&self) {
         if let Some(stream) = &self.session.lock().stream {
@@ -199,11 +244,15 @@ impl Shared {
         }
     }
 
-    /// A connection begins; false if the port is being closed.
+    fn is_held_off(&self) -> bool {
+        self.session.lock().held_off
+    }
+
+    /// A connection begins; false if there must be none.
     fn begin(&self, stream: UnixStream) -> bool {
         let mut session = self.session.lock();
         session.stream = Some(stream);
-        !session.closing
+        !session.closing && !session.held_off
     }
 
     fn end(&self) {
@@ -234,6 +283,7 @@ impl Shared {
 /// The control side of the port: ends its thread and removes its socket when it is dropped.
 struct Control {
     shared: Arc<Shared>,
+    client: bool,
     thread: Option<JoinHandle<()>>,
     _socket: Option<socket::SocketFile>,
 }
@@ -241,6 +291,20 @@ struct Control {
 impl PortControl for Control {
     fn missing(&mut self) -> Option<String> {
         self.shared.session.lock().missing.clone()
+    }
+
+    fn set_mtu(&mut self, mtu: u32) {
+        self.shared.mtu_limit.store(u64::from(mtu), Relaxed);
+    }
+
+    // Only a switch that connects can take the connection up again by itself: see docs/decisions/004-vhost-user-link.md.
+    fn set_link(&mut self, up: bool) {
+        if self.client {
+            self.shared.session.lock().held_off = !up;
+            if !up {
+                self.shared.hang_up();
+            }
+        }
     }
 }
 
@@ -265,6 +329,7 @@ pub fn open(config: &VhostConfig, notifier: Notifier) -> Result<Opened, VhostErr
     if config.queues == 0 || config.queues > MAX_QUEUES {
         return Err(VhostError::BadQueues(config.queues));
     }
+    call::watch()?;
     let pairs = usize::from(config.queues);
     let shared = Arc::new(Shared::new(pairs, notifier)?);
     let (listener, file) = if config.client {
@@ -283,5 +348,8 @@ pub fn open(config: &VhostConfig, notifier: Notifier) -> Result<Opened, VhostErr
     let queues = (0..pairs)
         .map(|pair| QueuePair { rx: Box::new(VhostRx::new(&shared, pair)), tx: Box::new(VhostTx::new(&shared, pair)) })
         .collect();
-    Ok(Opened { queues, control: Box::new(Control { shared, thread: Some(thread), _socket: file }) })
+    Ok(Opened {
+        queues,
+        control: Box::new(Control { shared, client: config.client, thread: Some(thread), _socket: file }),
+    })
 }

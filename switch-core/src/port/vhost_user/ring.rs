@@ -9,7 +9,6 @@
 
 use std::{
     fs::File,
-    io::Write,
     sync::{
         Arc,
         atomic::{Ordering, fence},
@@ -18,8 +17,16 @@ use std::{
 
 use arrayvec::ArrayVec;
 
-use super::features::{self, Features};
-use crate::sys::guest::{GuestMemory, RingMemory, Span};
+use super::{
+    call::call,
+    features::{self, Features},
+    inflight::Inflight,
+    log::RingLog,
+};
+use crate::sys::{
+    guest::{AVAILABLE_EVENT_BYTES, GuestMemory, RingMemory, Span, USED_ENTRY_BYTES, USED_HEADER_BYTES},
+    mapping,
+};
 
 /// Descriptors in one chain, tables included. Linux uses up to 19.
 pub const MAX_CHAIN: usize = 256;
@@ -45,6 +52,12 @@ pub enum Fault {
     /// A table inside a table, a table that is followed by something, not negotiated, or of a broken size.
     #[error("an indirect table that is not allowed")]
     Indirect,
+    /// Memory that it shares was cut off while it was in use.
+    #[error("the file of its memory was truncated")]
+    Memory,
+    /// The switch had to wait when it interrupted the guest.
+    #[error("its call descriptor makes the switch wait")]
+    Call,
 }
 
 /// The buffers of one frame.
@@ -122,6 +135,16 @@ pub struct Cursor {
     /// What was last written to ask for kicks, or to be spared them.
     kick_at: Option<u16>,
     kicks_off: bool,
+    /// Chains that an earlier switch took and never returned; they come first, the first `resumed` have been taken.
+    left: Vec<u16>,
+    resumed: usize,
+}
+
+/// Where a cursor was.
+#[derive(Clone, Copy)]
+pub struct Position {
+    next: u16,
+    resumed: usize,
 }
 
 /// A ring that may be used.
@@ -134,15 +157,44 @@ pub struct Running {
     pub features: Features,
     /// How the guest is interrupted; `None`: it polls.
     pub call: Option<Arc<File>>,
+    /// Where writes to the guest's memory are logged, while it is migrated.
+    pub log: Option<RingLog>,
+    /// Where taken chains are kept for the next switch.
+    pub inflight: Option<Inflight>,
+    /// How often a mapping had been cut off when this ring's was found to be whole.
+    whole_at: Option<usize>,
+}
+
+/// What a ring is started with.
+pub struct Start {
+    /// Where it lies.
+    pub memory: RingMemory,
+    /// The next chain; the inflight area knows better, if there is one.
+    pub next: u16,
+    /// What was negotiated.
+    pub features: Features,
+    /// See [`Running::call`].
+    pub call: Option<Arc<File>>,
+    /// See [`Running::log`].
+    pub log: Option<RingLog>,
+    /// See [`Running::inflight`].
+    pub inflight: Option<Inflight>,
 }
 
 impl Running {
-    /// Starts a ring at chain `next`, with kicks on: a ring that has not been served yet is not polled.
+    /// Starts a ring, with kicks on: a ring that has not been served yet is not polled.
     #[must_use]
-    pub fn new(memory: RingMemory, next: u16, features: Features, call: Option<Arc<File>>) -> Running {
+    pub fn start(start: Start) -> Running {
+        let Start { memory, mut next, features, call, log, mut inflight } = start;
         let used = memory.used_index();
-        let cursor = Cursor { next, seen: next, used, published: used, kick_at: None, kicks_off: true };
-        let mut running = Running { memory, cursor, features, call };
+        let mut left = Vec::new();
+        if let Some(inflight) = &mut inflight {
+            left = inflight.recover(used);
+            next = used.wrapping_add(left.len() as u16);
+        }
+        let cursor =
+            Cursor { next, seen: next, used, published: used, kick_at: None, kicks_off: true, left, resumed: 0 };
+        let mut running = Running { memory, cursor, features, call, log, inflight, whole_at: None };
         running.arm();
         running
     }
@@ -154,38 +206,77 @@ impl Running {
             if cursor.kick_at != Some(cursor.next) {
                 self.memory.set_available_event(cursor.next);
                 cursor.kick_at = Some(cursor.next);
+                if let Some(log) = &self.log {
+                    let at = USED_HEADER_BYTES + USED_ENTRY_BYTES * usize::from(self.memory.size());
+                    log.wrote_used(at, AVAILABLE_EVENT_BYTES);
+                }
             }
         } else if cursor.kicks_off {
-            self.memory.set_kicks_off(false);
-            cursor.kicks_off = false;
+            self.set_kicks_off(false);
         }
         // The driver reads what we wrote after it wrote its index, or we see that index here.
         fence(Ordering::SeqCst);
-        self.memory.available_index() != cursor.next
+        self.waits()
+    }
+
+    fn set_kicks_off(&mut self, off: bool) {
+        self.memory.set_kicks_off(off);
+        self.cursor.kicks_off = off;
+        if let Some(log) = &self.log {
+            log.wrote_used(0, USED_HEADER_BYTES);
+        }
+    }
+
+    /// Whether memory of this ring was cut off since it was asked last.
+    #[inline]
+    pub fn lost_memory(&mut self) -> bool {
+        let hits = mapping::hits();
+        if self.whole_at == Some(hits) {
+            return false;
+        }
+        let dead = self.memory.memory().is_dead()
+            || self.log.as_ref().is_some_and(RingLog::is_dead)
+            || self.inflight.as_ref().is_some_and(Inflight::is_dead);
+        if !dead {
+            self.whole_at = Some(hits);
+        }
+        dead
     }
 
     /// Whether a chain is there to be taken.
     #[must_use]
     pub fn waits(&self) -> bool {
-        self.memory.available_index() != self.cursor.next
+        self.memory.available_index() != self.cursor.next || self.cursor.resumed < self.cursor.left.len()
     }
 
     /// No kicks while the ring is polled. With `EVENT_IDX` a kick comes once per request anyway.
     pub fn disarm(&mut self) {
         if !self.features.has(features::EVENT_IDX) && !self.cursor.kicks_off {
-            self.memory.set_kicks_off(true);
-            self.cursor.kicks_off = true;
+            self.set_kicks_off(true);
         }
     }
 
     /// Makes the returned chains the driver's, and interrupts it if it wants that.
-    pub fn publish(&mut self) {
+    ///
+    /// # Errors
+    /// That made the switch wait.
+    pub fn publish(&mut self) -> Result<(), Fault> {
         let (old, new) = (self.cursor.published, self.cursor.used);
         if old == new {
-            return;
+            return Ok(());
         }
         self.memory.publish_used(new);
         self.cursor.published = new;
+        if let Some(inflight) = &mut self.inflight {
+            inflight.returned(new.wrapping_sub(old), new);
+        }
+        if let Some(log) = &self.log {
+            for index in 0..new.wrapping_sub(old) {
+                let slot = usize::from(old.wrapping_add(index) & (self.memory.size() - 1));
+                log.wrote_used(USED_HEADER_BYTES + USED_ENTRY_BYTES * slot, USED_ENTRY_BYTES);
+            }
+            log.wrote_used(0, USED_HEADER_BYTES);
+        }
         // The driver writes used_event and then reads the index; we the other way round: one of us sees the other.
         fence(Ordering::SeqCst);
         let wanted = if self.features.has(features::EVENT_IDX) {
@@ -194,9 +285,9 @@ impl Running {
         } else {
             !self.memory.interrupts_off()
         };
-        if wanted && let Some(mut call) = self.call.as_deref() {
-            // An eventfd that cannot take more has an interrupt pending already.
-            let _ = call.write(&1u64.to_ne_bytes());
+        match &self.call {
+            Some(descriptor) if wanted && !call(descriptor) => Err(Fault::Call),
+            _ => Ok(()),
         }
     }
 }
@@ -206,6 +297,10 @@ impl Cursor {
     #[inline]
     pub fn pop(&mut self, memory: &RingMemory) -> Result<Option<u16>, Fault> {
         if self.next == self.seen {
+            if let Some(head) = self.left.get(self.resumed) {
+                self.resumed += 1;
+                return Ok(Some(*head));
+            }
             let seen = memory.available_index();
             if seen.wrapping_sub(self.next) > memory.size() {
                 return Err(Fault::Index);
@@ -218,6 +313,20 @@ impl Cursor {
         let head = memory.available_entry(self.next);
         self.next = self.next.wrapping_add(1);
         Ok(Some(head))
+    }
+
+    /// Where the cursor is.
+    #[inline]
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position { next: self.next, resumed: self.resumed }
+    }
+
+    /// Gives chains back as if they had never been taken.
+    #[inline]
+    pub fn rewind(&mut self, to: Position) {
+        self.next = to.next;
+        self.resumed = to.resumed;
     }
 
     /// Returns a chain; the driver gets it with [`Running::publish`].

@@ -6,14 +6,14 @@
 
 use std::{
     os::fd::{AsRawFd, RawFd},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 use arrayvec::ArrayVec;
 use parking_lot::{ArcMutexGuard, Mutex, RawMutex};
 
 use super::{
-    Shared,
+    Shared, announced,
     features::Features,
     ring::{Fault, Ring, Running, Spans, chain},
 };
@@ -37,26 +37,29 @@ pub struct VhostRx {
     /// Found in the same batch as good frames, which come first.
     fault: Option<Fault>,
     lost: u64,
-    /// Broken rings.
-    errors: u64,
 }
 
 impl VhostRx {
     pub(super) fn new(shared: &Arc<Shared>, pair: usize) -> VhostRx {
         let ring = Arc::clone(shared.transmit_ring(pair));
-        VhostRx { shared: Arc::clone(shared), pair, ring, held: None, fault: None, lost: 0, errors: 0 }
+        VhostRx { shared: Arc::clone(shared), pair, ring, held: None, fault: None, lost: 0 }
     }
 
     /// Returns the chains and lets go of the ring.
     fn finish(&mut self) {
         let Some(mut ring) = self.held.take() else { return };
         if let Some(running) = &mut ring.running {
-            running.publish();
+            if let Err(fault) = running.publish() {
+                self.fault = Some(fault);
+            }
+            if running.lost_memory() {
+                // What else is wrong with it comes from the zeros.
+                self.fault = Some(Fault::Memory);
+            }
         }
         if let Some(fault) = self.fault.take() {
             ring.fail(fault);
-            self.errors += 1;
-            self.shared.hang_up();
+            self.shared.broke();
         }
         // Fair: the control thread must get its turn even if this worker comes back at once.
         ArcMutexGuard::unlock_fair(ring);
@@ -65,6 +68,9 @@ impl VhostRx {
 
 impl PortRx for VhostRx {
     fn rx(&mut self, batch: &mut Batch) -> RxStatus {
+        if self.pair == 0 && self.shared.announced.load(Relaxed) != 0 {
+            announce(batch, self.shared.announced.swap(0, Relaxed));
+        }
         let ring = self.held.insert(self.ring.lock_arc());
         let status = match &mut ring.running {
             None => RxStatus::Drained,
@@ -85,7 +91,8 @@ impl PortRx for VhostRx {
 
     fn arm(&mut self) -> Armed {
         let mut ring = self.ring.lock();
-        if ring.running.as_mut().is_some_and(Running::arm) { Armed::Work } else { Armed::Ready }
+        let work = ring.running.as_mut().is_some_and(|running| running.arm() || running.lost_memory());
+        if work { Armed::Work } else { Armed::Ready }
     }
 
     fn readiness(&self) -> Option<RawFd> {
@@ -97,15 +104,31 @@ impl PortRx for VhostRx {
     }
 
     fn take_errors(&mut self) -> u64 {
-        std::mem::take(&mut self.errors)
+        // One half speaks for the whole port.
+        if self.pair == 0 { self.shared.faults.swap(0, Relaxed) } else { 0 }
     }
+}
+
+/// Puts the frame into the batch with which a VM that has moved is announced: what QEMU sends by itself where it can, a
+/// reverse ARP request of the VM for its own address, in the shortest frame.
+fn announce(batch: &mut Batch, station: u64) {
+    let Some(mac) = announced(station) else { return };
+    let mut frame = [0; 60];
+    frame[..6].fill(0xff);
+    frame[12..22].copy_from_slice(&[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+    for at in [6, 22, 32] {
+        frame[at..at + 6].copy_from_slice(&mac);
+    }
+    let (slot, _) = batch.receive_buffers();
+    slot[VNET_HDR_BYTES..VNET_HDR_BYTES + frame.len()].copy_from_slice(&frame);
+    batch.push_received(frame.len()).offload = Offload::NONE;
 }
 
 fn fill(running: &mut Running, batch: &mut Batch, lost: &mut u64) -> Result<RxStatus, Fault> {
     if running.waits() {
         running.disarm();
     }
-    let Running { memory, cursor, features, .. } = running;
+    let Running { memory, cursor, features, inflight, .. } = running;
     while batch.has_room() {
         let Some(head) = cursor.pop(memory)? else { return Ok(RxStatus::Drained) };
         let mut spans = Spans::new();
@@ -114,6 +137,9 @@ fn fill(running: &mut Running, batch: &mut Batch, lost: &mut u64) -> Result<RxSt
             take(batch, &spans, total, *features);
         } else {
             *lost += 1;
+        }
+        if let Some(inflight) = inflight {
+            inflight.took(head);
         }
         cursor.push_used(memory, head, 0);
     }

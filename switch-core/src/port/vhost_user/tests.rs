@@ -8,29 +8,29 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::{
     Bell,
     features::{self, Features},
-    ring::{Fault, MAX_CHAIN, Running, Spans, chain},
+    ring::{Fault, MAX_CHAIN, Running, Spans, Start, chain},
 };
 use crate::sys::guest::{GuestMemory, RegionSpec, RingAddresses, RingMemory};
 
-const SIZE: u16 = 8;
-const BYTES: u64 = 0x2_0000;
+pub(super) const SIZE: u16 = 8;
+pub(super) const BYTES: u64 = 0x2_0000;
 /// Two regions that touch in the guest, but not in the file.
-const SECOND: u64 = 0x1_0000;
-const USER: u64 = 0x7000_0000;
-const AVAILABLE: u64 = 0x1000;
-const USED: u64 = 0x2000;
-const TABLE: u64 = 0x3000;
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
+pub(super) const SECOND: u64 = 0x1_0000;
+pub(super) const USER: u64 = 0x7000_0000;
+pub(super) const AVAILABLE: u64 = 0x1000;
+pub(super) const USED: u64 = 0x2000;
+pub(super) const TABLE: u64 = 0x3000;
+pub(super) const NEXT: u16 = 1;
+pub(super) const WRITE: u16 = 2;
+pub(super) const INDIRECT: u16 = 4;
 
-struct Guest {
-    file: File,
-    memory: Arc<GuestMemory>,
+pub(super) struct Guest {
+    pub file: File,
+    pub memory: Arc<GuestMemory>,
 }
 
 impl Guest {
-    fn new() -> Guest {
+    pub fn new() -> Guest {
         let file = File::from(memfd_create("guest", MFdFlags::MFD_CLOEXEC).expect("memfd"));
         file.set_len(BYTES + 0x5000).expect("length");
         let first = RegionSpec { guest: 0, user: USER, len: SECOND, offset: 0 };
@@ -43,17 +43,17 @@ impl Guest {
         Guest { file, memory: Arc::new(memory) }
     }
 
-    fn put(&self, at: u64, bytes: &[u8]) {
+    pub fn put(&self, at: u64, bytes: &[u8]) {
         self.file.write_all_at(bytes, if at < SECOND { at } else { at + 0x5000 }).expect("written");
     }
 
-    fn half(&self, at: u64) -> u16 {
+    pub fn half(&self, at: u64) -> u16 {
         let mut bytes = [0; 2];
         self.file.read_exact_at(&mut bytes, at).expect("read");
         u16::from_le_bytes(bytes)
     }
 
-    fn descriptor(&self, table: u64, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
+    pub fn descriptor(&self, table: u64, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
         let mut bytes = Vec::new();
         bytes.extend_from_slice(&addr.to_le_bytes());
         bytes.extend_from_slice(&len.to_le_bytes());
@@ -62,7 +62,7 @@ impl Guest {
         self.put(table + 16 * u64::from(index), &bytes);
     }
 
-    fn ring(&self) -> RingMemory {
+    pub fn ring(&self) -> RingMemory {
         let addresses = RingAddresses { descriptors: USER, available: USER + AVAILABLE, used: USER + USED };
         RingMemory::new(&self.memory, SIZE, addresses).expect("a ring")
     }
@@ -172,7 +172,14 @@ fn memory_is_checked_against_its_file_and_rings_against_memory() {
 fn an_index_that_jumps_is_a_fault_and_kicks_are_asked_for_by_index() {
     let guest = Guest::new();
     guest.put(AVAILABLE + 2, &u16::to_le_bytes(5));
-    let mut running = Running::new(guest.ring(), 5, Features(features::EVENT_IDX), None);
+    let mut running = Running::start(Start {
+        memory: guest.ring(),
+        next: 5,
+        features: Features(features::EVENT_IDX),
+        call: None,
+        log: None,
+        inflight: None,
+    });
     assert_eq!(guest.half(USED + 4 + 8 * 8), 5, "the next chain is to be kicked for");
     assert_eq!(running.cursor.pop(&running.memory), Ok(None));
     guest.put(AVAILABLE + 4 + 2 * 5, &u16::to_le_bytes(3));
@@ -181,7 +188,7 @@ fn an_index_that_jumps_is_a_fault_and_kicks_are_asked_for_by_index() {
     assert_eq!(running.cursor.pop(&running.memory), Ok(Some(3)));
     running.cursor.push_used(&running.memory, 3, 77);
     assert_eq!(guest.half(USED + 2), 0, "not published yet");
-    running.publish();
+    running.publish().expect("no call descriptor");
     assert_eq!((guest.half(USED + 2), guest.half(USED + 4), guest.half(USED + 8)), (1, 3, 77));
     assert!(!running.arm());
     assert_eq!(guest.half(USED + 4 + 8 * 8), 6);

@@ -86,13 +86,18 @@ impl PortTx for VhostTx {
                     }
                 }
             }
-            running.publish();
+            if let Err(why) = running.publish() {
+                fault = Some(why);
+            }
+            if running.lost_memory() {
+                fault = Some(Fault::Memory);
+            }
         } else {
             sent.port_down += egress.len() as u32;
         }
         if let Some(fault) = fault {
             ring.fail(fault);
-            self.shared.hang_up();
+            self.shared.broke();
         }
         sent
     }
@@ -100,8 +105,8 @@ impl PortTx for VhostTx {
 
 /// Copies one frame into the guest's buffers; after an error the ring is as before.
 fn put(running: &mut Running, frame: &OutFrame<'_>) -> Result<(), Refused> {
-    let Running { memory, cursor, features, .. } = running;
-    let before = cursor.next;
+    let Running { memory, cursor, features, log, inflight, .. } = running;
+    let before = cursor.position();
     let mut spans = Spans::new();
     let mut heads: ArrayVec<(u16, u32), MAX_BUFFERS> = ArrayVec::new();
     let header_bytes = features.header_bytes();
@@ -128,7 +133,7 @@ fn put(running: &mut Running, frame: &OutFrame<'_>) -> Result<(), Refused> {
         }
     };
     if let Err(refused) = collected {
-        cursor.next = before;
+        cursor.rewind(before);
         return Err(refused);
     }
     let mut writer = Writer { spans: &spans, at: 0 };
@@ -139,10 +144,16 @@ fn put(running: &mut Running, frame: &OutFrame<'_>) -> Result<(), Refused> {
     for piece in tail {
         writer.write_piece(*piece);
     }
+    if let Some(log) = log {
+        log.wrote(memory.memory(), &spans, wanted);
+    }
     let mut left = wanted as u32;
     for (head, n) in heads {
         let written = left.min(n);
         left -= written;
+        if let Some(inflight) = inflight {
+            inflight.took(head);
+        }
         cursor.push_used(memory, head, written);
     }
     Ok(())

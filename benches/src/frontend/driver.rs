@@ -1,95 +1,56 @@
-//! A virtio-net driver without a VM: the other side of a `vhost-user` port, for tests and benches.
-//!
-//! Guest memory is a memfd of two regions with a hole between them: rings and transmit buffers in the first, receive
-//! buffers in the second. The `vhost` crate speaks the protocol; the driver's side of the split ring is here, written
-//! against `vm-memory` and independent of the device side that it tests.
+//! The driver in the guest: its side of the split ring.
 
 use std::{
-    fs::File,
-    os::{
-        fd::AsRawFd,
-        unix::net::{UnixListener, UnixStream},
-    },
-    path::Path,
+    os::fd::AsRawFd,
     sync::atomic::{Ordering, fence},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail, ensure};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use switch_core::{
     frame::offload::{Offload, VNET_HDR_BYTES},
     port::{mem::MemFrame, vhost_user::features},
 };
-use vhost::{
-    VhostBackend, VhostUserMemoryRegionInfo, VringConfigData,
-    vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures, message::VhostUserHeaderFlag},
-};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::{
     epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
     eventfd::{EFD_NONBLOCK, EventFd},
 };
 
+use super::{FrontEnd, TX_BUFFER, align};
+
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
-/// Bytes of one transmit buffer: a long frame needs several, as in a guest's pages.
-const TX_BUFFER: u64 = 4096;
 /// Descriptors in one frame's table: a 64 KiB frame needs 17.
 const TABLE: u64 = 20;
-const PAGE: u64 = 4096;
-const FIRST: u64 = 0x10_0000;
-
-/// How the driver behaves.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Queue pairs.
-    pub queues: usize,
-    /// Entries of each ring.
-    pub size: u16,
-    /// Features that the driver knows; it acknowledges those that are offered.
-    pub features: u64,
-    /// Bytes of one receive buffer.
-    pub rx_buffer: u64,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Options { queues: 1, size: 256, features: features::offered(true), rx_buffer: 2048 }
-    }
-}
 
 /// The driver's side of one ring.
-struct Ring {
-    size: u16,
-    descriptors: u64,
-    available: u64,
-    used: u64,
-    buffers: u64,
-    buffer_bytes: u64,
-    tables: u64,
-    kick: EventFd,
-    call: EventFd,
+pub(super) struct Ring {
+    pub size: u16,
+    pub descriptors: u64,
+    pub available: u64,
+    pub used: u64,
+    pub buffers: u64,
+    pub buffer_bytes: u64,
+    pub tables: u64,
+    pub kick: EventFd,
+    pub call: EventFd,
     /// Waits for `call`.
-    called: Epoll,
-    next_available: u16,
-    kicked: u16,
-    last_used: u16,
+    pub called: Epoll,
+    pub next_available: u16,
+    pub kicked: u16,
+    pub last_used: u16,
     /// Where the device begins.
-    base: u16,
-    free: Vec<u16>,
+    pub base: u16,
+    pub free: Vec<u16>,
     /// Which descriptors a chain uses, by head.
-    chains: Vec<Vec<u16>>,
-}
-
-fn align(at: u64) -> u64 {
-    at.next_multiple_of(PAGE)
+    pub chains: Vec<Vec<u16>>,
 }
 
 impl Ring {
     /// Lays a ring out at `at`; returns where it ends.
-    fn lay(at: u64, size: u16) -> anyhow::Result<(Ring, u64)> {
+    pub(super) fn lay(at: u64, size: u16) -> anyhow::Result<(Ring, u64)> {
         let n = u64::from(size);
         let available = at + 16 * n;
         let used = align(available + 6 + 2 * n);
@@ -118,165 +79,12 @@ impl Ring {
         Ok((ring, align(tables + 16 * TABLE * n)))
     }
 
-    fn buffer(&self, index: u16) -> GuestAddress {
+    pub(super) fn buffer(&self, index: u16) -> GuestAddress {
         GuestAddress(self.buffers + u64::from(index) * self.buffer_bytes)
     }
 }
 
-/// See the module page.
-pub struct FrontEnd {
-    memory: GuestMemoryMmap,
-    vhost: Frontend,
-    rings: Vec<Ring>,
-    features: u64,
-    options: Options,
-}
-
 impl FrontEnd {
-    /// Connects to a switch that listens, and starts the driver.
-    ///
-    /// # Errors
-    /// Nobody listens, or the switch refuses something.
-    pub fn connect(path: &Path, options: Options) -> anyhow::Result<FrontEnd> {
-        let vhost = Frontend::connect(path, 2 * options.queues as u64).context("cannot connect")?;
-        FrontEnd::start(vhost, options)
-    }
-
-    /// Waits for a switch that connects, and starts the driver.
-    ///
-    /// # Errors
-    /// The switch refuses something.
-    pub fn accept(listener: &UnixListener, options: Options) -> anyhow::Result<FrontEnd> {
-        let (stream, _) = listener.accept()?;
-        FrontEnd::over(stream, options)
-    }
-
-    /// Starts the driver over a connection.
-    ///
-    /// # Errors
-    /// The switch refuses something.
-    pub fn over(stream: UnixStream, options: Options) -> anyhow::Result<FrontEnd> {
-        let vhost = Frontend::from_stream(stream, 2 * options.queues as u64);
-        FrontEnd::start(vhost, options)
-    }
-
-    fn start(mut vhost: Frontend, options: Options) -> anyhow::Result<FrontEnd> {
-        let mut at = FIRST;
-        let mut rings = Vec::new();
-        for _ in 0..2 * options.queues {
-            let (ring, end) = Ring::lay(at, options.size)?;
-            rings.push(ring);
-            at = end;
-        }
-        let n = u64::from(options.size);
-        for ring in rings.iter_mut().skip(1).step_by(2) {
-            (ring.buffers, ring.buffer_bytes) = (at, TX_BUFFER);
-            at += n * TX_BUFFER;
-        }
-        let first_bytes = align(at) - FIRST;
-        // A hole, so that what runs over the end is nowhere.
-        let second = align(at) + 0x10_0000;
-        let mut end = second;
-        for ring in rings.iter_mut().step_by(2) {
-            (ring.buffers, ring.buffer_bytes) = (end, options.rx_buffer);
-            end += align(n * options.rx_buffer);
-        }
-        let file = File::from(memfd_create("frontend", MFdFlags::MFD_CLOEXEC)?);
-        file.set_len(first_bytes + end - second)?;
-        let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges_with_files([
-            (GuestAddress(FIRST), first_bytes as usize, Some(FileOffset::new(file.try_clone()?, 0))),
-            (GuestAddress(second), (end - second) as usize, Some(FileOffset::new(file, first_bytes))),
-        ])?;
-
-        vhost.set_owner()?;
-        let features = vhost.get_features()? & options.features;
-        vhost.set_features(features)?;
-        ensure!(features & features::PROTOCOL_FEATURES != 0, "no protocol features");
-        let protocol = vhost.get_protocol_features()?;
-        vhost
-            .set_protocol_features(protocol & (VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK))?;
-        vhost.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-        // Not asked for the number of queues: the crate takes pairs for rings and would refuse to go on.
-        let mut front = FrontEnd { memory, vhost, rings, features, options };
-        front.share_memory()?;
-        for pair in 0..front.options.queues {
-            front.fill(2 * pair)?;
-        }
-        for index in 0..front.rings.len() {
-            front.start_ring(index)?;
-        }
-        Ok(front)
-    }
-
-    /// Shares the memory (again).
-    ///
-    /// # Errors
-    /// The switch refuses it.
-    pub fn share_memory(&mut self) -> anyhow::Result<()> {
-        let regions: Vec<_> = self
-            .memory
-            .iter()
-            .map(|region: &GuestRegionMmap| VhostUserMemoryRegionInfo::from_guest_region(region))
-            .collect::<Result<_, _>>()?;
-        self.vhost.set_mem_table(&regions)?;
-        Ok(())
-    }
-
-    fn start_ring(&mut self, index: usize) -> anyhow::Result<()> {
-        let ring = &self.rings[index];
-        let user = |guest: u64| -> anyhow::Result<u64> {
-            Ok(self.memory.get_host_address(GuestAddress(guest))?.addr() as u64)
-        };
-        self.vhost.set_vring_num(index, ring.size)?;
-        self.vhost.set_vring_addr(
-            index,
-            &VringConfigData {
-                queue_max_size: ring.size,
-                queue_size: ring.size,
-                flags: 0,
-                desc_table_addr: user(ring.descriptors)?,
-                used_ring_addr: user(ring.used)?,
-                avail_ring_addr: user(ring.available)?,
-                log_addr: None,
-            },
-        )?;
-        self.vhost.set_vring_base(index, ring.base)?;
-        self.vhost.set_vring_call(index, &ring.call)?;
-        self.vhost.set_vring_kick(index, &ring.kick)?;
-        self.vhost.set_vring_enable(index, true)?;
-        Ok(())
-    }
-
-    /// Stops a ring as a VMM does when the guest resets; returns the device's position in it.
-    ///
-    /// # Errors
-    /// The switch refuses it.
-    pub fn stop_ring(&mut self, index: usize) -> anyhow::Result<u16> {
-        self.vhost.set_vring_enable(index, false)?;
-        self.rings[index].base = self.vhost.get_vring_base(index)? as u16;
-        Ok(self.rings[index].base)
-    }
-
-    /// Starts a stopped ring again where the device left it.
-    ///
-    /// # Errors
-    /// The switch refuses it.
-    pub fn restart_ring(&mut self, index: usize) -> anyhow::Result<()> {
-        self.start_ring(index)
-    }
-
-    /// What was negotiated.
-    #[must_use]
-    pub fn features(&self) -> u64 {
-        self.features
-    }
-
-    /// The memory, for tests that do what a driver should not.
-    #[must_use]
-    pub fn memory(&self) -> &GuestMemoryMmap {
-        &self.memory
-    }
-
     fn descriptor(&self, table: u64, index: u16, addr: u64, len: u32, flags: u16, next: u16) -> anyhow::Result<()> {
         let mut bytes = [0u8; 16];
         bytes[..8].copy_from_slice(&addr.to_le_bytes());
@@ -319,10 +127,11 @@ impl FrontEnd {
     }
 
     /// Posts all receive buffers that are free.
-    fn fill(&mut self, index: usize) -> anyhow::Result<()> {
+    pub(super) fn fill(&mut self, index: usize) -> anyhow::Result<()> {
         while let Some(id) = self.rings[index].free.pop() {
             let ring = &self.rings[index];
             self.descriptor(ring.descriptors, id, ring.buffer(id).0, ring.buffer_bytes as u32, WRITE, 0)?;
+            self.rings[index].chains[usize::from(id)] = vec![id];
             self.make_available(index, id)?;
         }
         self.publish_quietly(index)
@@ -448,6 +257,27 @@ impl FrontEnd {
         Ok(usize::from(self.options.size) - self.rings[index].free.len())
     }
 
+    /// Asks for an interrupt for the next chain that a ring of a pair gets back.
+    ///
+    /// # Errors
+    /// The device broke the ring's rules.
+    pub fn want_interrupts(&mut self, pair: usize) -> anyhow::Result<()> {
+        self.reclaim(2 * pair + 1)?;
+        for ring in &self.rings[2 * pair..2 * pair + 2] {
+            let at = GuestAddress(ring.available + 4 + 2 * u64::from(ring.size));
+            self.memory.store(ring.last_used, at, Ordering::SeqCst)?;
+        }
+        Ok(())
+    }
+
+    /// Whether something has been received by a queue pair.
+    ///
+    /// # Errors
+    /// The device broke the ring's rules.
+    pub fn ready(&self, pair: usize) -> anyhow::Result<bool> {
+        Ok(self.used(2 * pair)? > 0)
+    }
+
     /// Takes what has been received by a queue pair, and posts the buffers again.
     ///
     /// # Errors
@@ -476,6 +306,7 @@ impl FrontEnd {
         while k < buffers {
             let (id, len) = self.take_used(index)?;
             ensure!(u64::from(len) <= self.options.rx_buffer, "{len} bytes in a buffer of {}", self.options.rx_buffer);
+            ensure!(!self.rings[index].chains[usize::from(id)].is_empty(), "the device returned buffer {id} twice");
             let mut bytes = vec![0; len as usize];
             self.memory.read_slice(&mut bytes, self.rings[index].buffer(id))?;
             if k == 0 {
@@ -537,6 +368,14 @@ impl FrontEnd {
             all.extend(self.receive(pair)?);
         }
         Ok(all)
+    }
+
+    /// Kicks a pair's transmit ring, whatever is in it. Touches no memory.
+    ///
+    /// # Errors
+    /// The descriptor is gone.
+    pub fn kick(&self, pair: usize) -> anyhow::Result<()> {
+        Ok(self.rings[2 * pair + 1].kick.write(1)?)
     }
 
     /// Pretends to have made more available than the ring holds, which no driver may.
