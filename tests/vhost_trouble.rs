@@ -1,6 +1,7 @@
 //! `vhost-user` ports in trouble: VMMs that take their memory away or block, and a switch that is killed.
 
 use std::{
+    os::unix::net::UnixStream,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
 };
@@ -188,4 +189,24 @@ fn a_vmm_whose_call_descriptor_blocks_stops_nobody_for_long() {
     })
     .expect("counted");
     lab.check_balance(&["vm0", "vm1", "vm2", "vm3"]);
+}
+
+#[test]
+fn vms_that_leave_at_once_over_and_over_cost_little_and_are_told_once() {
+    let lab = Lab::new(2, "", &[]);
+    for _ in 0..8 {
+        drop(UnixStream::connect(lab.path(0)).expect("the port listens"));
+    }
+    wait_for("the port says so", PATIENCE, || lab.view("vm0")["reason"].to_string().contains("leave at once"))
+        .expect("said");
+    let log = || std::fs::read_to_string(lab.daemon.file("log")).expect("there");
+    assert_eq!(log().matches("a VM has connected").count(), 4, "{}", log());
+    assert_eq!(log().matches("let in twice a second").count(), 1, "{}", log());
+    // One that works is served all the same, and makes an end of it.
+    let (mut a, mut b) = (lab.connect(0, Options::default()), lab.connect(1, Options::default()));
+    introduce(&mut a, &mut b);
+    drop(a);
+    wait_for("the port waits", PATIENCE, || lab.view("vm0")["reason"].to_string().contains("is connected"))
+        .expect("said");
+    assert!(!lab.view("vm0")["reason"].to_string().contains("leave at once"));
 }

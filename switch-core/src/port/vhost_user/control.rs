@@ -6,6 +6,7 @@
 //! connection down, which ends the wait.
 
 use std::{
+    cell::Cell,
     io,
     os::{
         fd::AsFd,
@@ -13,6 +14,7 @@ use std::{
     },
     path::PathBuf,
     sync::{Arc, Mutex},
+    time::Instant,
 };
 
 use vhost::vhost_user::{BackendReqHandler, Error, Result, VhostUserBackendReqHandlerMut};
@@ -25,18 +27,24 @@ use super::{
     ring::Fault,
 };
 
+/// So many VMs in a row may leave within [`RETRY`] without having started their driver. Those that follow are let in
+/// twice a second and not written of: some VMMs whose device fails connect again thousands of times per second.
+const FAILURES: u32 = 3;
+
 /// What the thread needs to know of the port.
 pub(super) struct Host {
     shared: Arc<Shared>,
     path: PathBuf,
     client: bool,
     offered: u64,
+    /// VMs in a row that left at once.
+    failed: Cell<u32>,
 }
 
 impl Host {
     pub(super) fn new(shared: Arc<Shared>, config: &VhostConfig) -> Host {
         let offered = features::offered(config.offload);
-        Host { shared, path: config.path.clone(), client: config.client, offered }
+        Host { shared, path: config.path.clone(), client: config.client, offered, failed: Cell::new(0) }
     }
 
     /// Why no frame passes while there is no connection.
@@ -86,7 +94,11 @@ impl Host {
             self.shared.end();
             return;
         }
-        tracing::info!(socket = %path, "a VM has connected");
+        let quiet = self.failed.get() > FAILURES;
+        if !quiet {
+            tracing::info!(socket = %path, "a VM has connected");
+        }
+        let (began, mut passed) = (Instant::now(), false);
         let device = Arc::new(Mutex::new(Device::new(Arc::clone(&self.shared), self.offered)));
         let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&device));
         let error = loop {
@@ -96,11 +108,12 @@ impl Host {
             if let Err(e) = result {
                 break device.complaint.take().unwrap_or_else(|| e.to_string());
             }
-            self.shared.set_missing(if device.passes() {
-                None
-            } else {
-                Some(format!("the VM on {path} has not started its network driver yet"))
-            });
+            if device.passes() {
+                passed = true;
+                self.shared.set_missing(None);
+            } else if !quiet {
+                self.shared.set_missing(Some(format!("the VM on {path} has not started its network driver yet")));
+            }
         };
         drop(handler);
         self.shared.end();
@@ -111,11 +124,30 @@ impl Host {
                 // One that comes back to do it again is not worth a busy thread and a full log.
                 self.shared.wait(None, Some(if fault == Fault::Call { PENALTY } else { RETRY }));
             }
-            None => {
+            None if passed || began.elapsed() > RETRY => {
+                self.failed.set(0);
                 tracing::info!(socket = %path, "the VM has disconnected: {error}");
                 self.shared.set_missing(Some(self.nobody()));
             }
+            None => self.failure(&error),
         }
+    }
+
+    /// A VM left at once, without having started its driver.
+    fn failure(&self, error: &str) {
+        let (path, failed) = (self.path.display(), self.failed.get().saturating_add(1));
+        self.failed.set(failed);
+        if failed <= FAILURES {
+            tracing::info!(socket = %path, "the VM has disconnected: {error}");
+            self.shared.set_missing(Some(self.nobody()));
+            return;
+        }
+        if failed == FAILURES + 1 {
+            tracing::warn!(socket = %path, "VMs connect and leave at once, so they are let in twice a second: {error}");
+        }
+        let why = "VMs that connect leave at once, without starting their network driver; see what the VM says";
+        self.shared.set_missing(Some(format!("{}: {why}", self.nobody())));
+        self.shared.wait(None, Some(RETRY));
     }
 }
 
