@@ -95,18 +95,23 @@ fn anything_in_a_ring_is_a_frame_or_a_fault() {
     proptest!(config, |(
         turns in prop::collection::vec(
             (
-                prop::collection::vec(descriptor(), 0..20),
+                prop::collection::vec(descriptor(), 0..10),
                 prop::collection::vec(prop_oneof![8 => 0..SIZE, 1 => any::<u16>()], SIZE as usize),
                 prop_oneof![6 => 0u16..=SIZE, 1 => any::<u16>()],
             ),
             1..5,
         ),
+        writable: bool,
         features in prop_oneof![3 => Just(features::offered(true)), 1 => any::<u64>()],
         frames in prop::collection::vec(14usize..9000, 1..8),
     )| {
         let mut seen = [0; 3];
         let guest = Guest::new();
         canaries(&guest, true);
+        // In order for one direction, before it is spoilt.
+        for slot in 0..SIZE {
+            guest.descriptor(0, slot, 0x4000 + 0x800 * u64::from(slot), 2048, if writable { WRITE } else { 0 }, 0);
+        }
         let shared = Arc::new(Shared::new(1, Notifier::new(|| {})).expect("made"));
         let log = Arc::new(DirtyLog::new(log_file(), 0, 64).expect("mapped"));
         let features = Features(features);
@@ -167,7 +172,7 @@ fn anything_in_a_ring_is_a_frame_or_a_fault() {
         }
     });
     let [received, sent, faults] = totals.map(AtomicUsize::into_inner);
-    assert!(received > 100 && sent > 100 && faults > 100, "{received} received, {sent} sent, {faults} faults");
+    assert!(received > 50 && sent > 50 && faults > 50, "{received} received, {sent} sent, {faults} faults");
 }
 
 fn log_file() -> std::fs::File {
