@@ -48,6 +48,7 @@ impl Default for Settings {
 struct Handle {
     commands: Sender<Command>,
     waker: Waker,
+    busy: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -106,6 +107,7 @@ impl Switch {
         for index in 0..settings.workers.max(1) {
             let worker::Channels { commands, inbox, .. } = worker::channels();
             let (worker, waker) = Worker::new(index, Arc::clone(&fdb), clock, settings.poll, inbox, report.clone())?;
+            let busy = worker.busy();
             let cpu = (!settings.cpus.is_empty()).then(|| settings.cpus[index % settings.cpus.len()]);
             if let Some(cpu) = cpu {
                 check_cpu(cpu)?;
@@ -117,7 +119,7 @@ impl Switch {
                 }
                 worker.run();
             })?;
-            workers.push(Handle { commands, waker, thread: Some(thread) });
+            workers.push(Handle { commands, waker, busy, thread: Some(thread) });
         }
         Ok(Switch { fdb, clock, epoch: Epoch(0), workers, owned: Vec::new(), reports })
     }
@@ -132,6 +134,12 @@ impl Switch {
     #[must_use]
     pub fn clock(&self) -> Clock {
         self.clock
+    }
+
+    /// Nanoseconds that each worker has spent moving frames, see [`Worker::busy`].
+    #[must_use]
+    pub fn busy(&self) -> Vec<u64> {
+        self.workers.iter().map(|w| w.busy.load(Relaxed)).collect()
     }
 
     /// How many workers there are.

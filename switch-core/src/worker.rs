@@ -195,6 +195,7 @@ pub struct Worker {
     events: Events,
     commands: Receiver<Command>,
     reports: Sender<Event>,
+    busy: Arc<AtomicU64>,
     stopping: bool,
 }
 
@@ -230,9 +231,17 @@ impl Worker {
             events: Events::with_capacity(EVENTS),
             commands,
             reports,
+            busy: Arc::default(),
             stopping: false,
         };
         Ok((worker, waker))
+    }
+
+    /// Nanoseconds that this worker spent in turns that moved frames, as opposed to asking empty queues and sleeping:
+    /// rounded up by the few empty rounds since it last read the clock.
+    #[must_use]
+    pub fn busy(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.busy)
     }
 
     /// One round over the queues that are ready (or hot), in parts if they have very much to send or a command waits;
@@ -323,7 +332,9 @@ impl Worker {
         while !self.stopping {
             round = round.wrapping_add(1);
             if self.turn(now) {
-                now = self.clock.now();
+                let before = std::mem::replace(&mut now, self.clock.now());
+                // Only this thread writes: no read-modify-write is needed.
+                self.busy.store(self.busy.load(Relaxed) + (now.nanos - before.nanos), Relaxed);
                 last_work = now;
             } else if round.is_multiple_of(CLOCK_EVERY) {
                 now = self.clock.now();

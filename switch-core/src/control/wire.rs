@@ -83,6 +83,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// Worker threads.
     pub workers: usize,
+    /// Nanoseconds that each worker has spent moving frames, as opposed to polling empty queues and sleeping.
+    #[serde(default)]
+    pub busy_ns: Vec<u64>,
     /// The number of the topology in use.
     pub epoch: u64,
     /// Ports by state.

@@ -26,6 +26,7 @@ impl Manager {
             pid: std::process::id(),
             uptime_s: self.started.elapsed().as_secs(),
             workers: self.switch.workers(),
+            busy_ns: self.switch.busy(),
             epoch: self.switch.epoch().0,
             ports_up: ports.len() - down - waiting,
             ports_down: down,
