@@ -17,6 +17,10 @@ need iperf3 iperf3
 need brctl bridge-utils
 need python3 python3-minimal
 need gcc gcc
+need dpdk-testpmd dpdk-dev
+for driver in librte-net-virtio23 librte-net-vhost23 librte-mempool-ring23; do
+    dpkg -s "$driver" >/dev/null 2>&1 || packages+=("$driver")
+done
 if [ "${#packages[@]}" -gt 0 ]; then
     echo "Installing what the tests need: apt-get install ${packages[*]}"
     export DEBIAN_FRONTEND=noninteractive

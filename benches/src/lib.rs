@@ -3,6 +3,7 @@
 
 pub mod contestants;
 pub mod counters;
+pub mod dpdk;
 pub mod frames;
 pub mod frontend;
 pub mod measure;
