@@ -16,10 +16,13 @@ fi
 for program in ip ping iperf3; do
     command -v "$program" >/dev/null || { echo "must-show.sh: install iproute2 iputils-ping iperf3" >&2; exit 1; }
 done
-for program in vde_switch:vde2 ovs-vswitchd:openvswitch-switch perf:linux-perf valgrind:valgrind; do
+for program in vde_switch:vde2 ovs-vswitchd:openvswitch-switch perf:linux-perf valgrind:valgrind \
+    dpdk-testpmd:"dpdk-dev librte-net-virtio23 librte-net-vhost23 librte-mempool-ring23"; do
     command -v "${program%%:*}" >/dev/null ||
         echo "must-show.sh: without ${program%%:*} a part is left out: apt-get install ${program##*:}" >&2
 done
+[ -e /usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk ] ||
+    echo "must-show.sh: without Open vSwitch with DPDK a part is left out: apt-get install openvswitch-switch-dpdk" >&2
 profile=${PROFILE:-release}
 cargo build --locked --profile "$profile" -p switch-cli -p vswitch-benches
 bin=${CARGO_TARGET_DIR:-target}/$([ "$profile" = dev ] && echo debug || echo "$profile")
@@ -43,12 +46,16 @@ table packet-veth --scenario packet-veth --pairs 7 --seconds 1
 table packet-tap --scenario packet-tap --pairs 9 --seconds 1
 table many --scenario many
 table idle --scenario idle --only vswitch-adaptive
+table vhost-pmd --scenario vhost-pmd --pairs 5 --seconds 1
+table vhost-gso --scenario vhost-gso --pairs 9 --seconds 1
+table vhost-gap --scenario vhost-gap --pairs 5
+table vhost-idle --scenario vhost-idle --seconds 30
 echo "== core-cost" >&2
 rounds=9
 [ -z "${QUICK:-}" ] || rounds=2
 "$bin/core-cost" --seconds 2 --rounds "$rounds" --json "$out/core-cost.json" --markdown "$out/core-cost.md" >/dev/null ||
     failed=1
-for name in tap-loop tap-others cost packet-veth packet-tap core-cost idle many; do
+for name in tap-loop tap-others cost packet-veth packet-tap vhost-pmd vhost-gso vhost-idle vhost-gap core-cost idle many; do
     printf '## %s\n\n' "$name"
     cat "$out/$name.md" || failed=1
     echo

@@ -14,3 +14,4 @@ pub mod scale;
 pub mod stats;
 pub mod tools;
 pub mod turns;
+pub mod vhost;

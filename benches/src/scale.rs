@@ -67,7 +67,8 @@ fn quiet() -> anyhow::Result<Namespace> {
     Ok(home)
 }
 
-fn sleep(time: Duration) -> anyhow::Result<()> {
+/// Sleeps, unless the program is told to stop.
+pub(crate) fn sleep(time: Duration) -> anyhow::Result<()> {
     let end = Instant::now() + time;
     while Instant::now() < end {
         go_on()?;

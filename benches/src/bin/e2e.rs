@@ -4,16 +4,22 @@
 //! ratio within a round, of which the median and its bootstrap interval are printed. Every run makes its forwarder anew
 //! and removes it again. SIGINT and SIGTERM end the program between two measurements, with everything removed.
 
-use std::{path::PathBuf, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::Ordering::Relaxed,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 use tokio::signal::unix::{SignalKind, signal};
 use vswitch_benches::{
-    contestants::{Setup, Wires, forward},
+    contestants::{Setup, WITH_DPDK, Wires, forward},
+    dpdk,
     measure::{CANCELLED, between_holders, between_hosts, go_on},
     report::{Metric, Report, Runs},
     scale::{cost, idle, many},
     tools::installed,
+    vhost,
 };
 
 /// What can be shown.
@@ -36,7 +42,7 @@ const fn metric(name: &'static str, digits: usize) -> Metric {
 
 const BETWEEN_HOSTS: &[Metric] = &[metric("60 B frames/s", 0), metric("TCP Gbit/s", 2), metric("ping -f µs", 1)];
 
-const SCENARIOS: [Scenario; 6] = [
+const SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "tap",
         about: "two hosts behind TAPs (the kernel's contestants: behind veths)",
@@ -121,6 +127,58 @@ const SCENARIOS: [Scenario; 6] = [
         ports: 1000,
         run: |_, o| many(&o.setup, o.ports),
     },
+    Scenario {
+        name: "vhost-pmd",
+        about: "two DPDK drivers on vhost-user ports, packets circling between them; drivers on processor 0, device on 1",
+        contestants: &["vswitch-busy", "vswitch-adaptive", "ovs-dpdk", "bare-vhost"],
+        metrics: &[
+            metric("64 B packets/s", 0),
+            metric("64 B cycles/packet", 1),
+            metric("64 B drivers at work %", 1),
+            metric("1500 B packets/s", 0),
+            metric("1500 B cycles/packet", 1),
+            metric("1500 B drivers at work %", 1),
+        ],
+        pairs: 9,
+        seconds: 2,
+        ports: 2,
+        run: |name, o| vhost::pmd(&o.setup, name, o.time),
+    },
+    Scenario {
+        name: "vhost-gso",
+        about: "64 KiB segments from driver to driver through one worker, beside plain copies of as much",
+        contestants: &["vswitch-busy", "memcpy"],
+        metrics: &[metric("Gbit/s", 1)],
+        pairs: 9,
+        seconds: 1,
+        ports: 2,
+        run: |name, o| vhost::gso(&o.setup, name, o.time),
+    },
+    Scenario {
+        name: "vhost-idle",
+        about: "a switch with quiet virtual machines, and the first frame after a silence",
+        contestants: &["vswitch-adaptive", "vswitch-busy"],
+        metrics: &[metric("% of one core", 4), metric("wake-ups/s", 2), metric("first frame µs", 1)],
+        pairs: 1,
+        seconds: 60,
+        ports: 64,
+        run: |name, o| vhost::quiet_ports(&o.setup, name, o.time, o.ports),
+    },
+    Scenario {
+        name: "vhost-gap",
+        about: "frames between two drivers while the switch is restarted (--seconds means nothing here)",
+        contestants: &["vswitch"],
+        metrics: &[
+            metric("kill -9: gap ms", 1),
+            metric("frames lost", 0),
+            metric("planned restart: gap ms", 1),
+            metric("frames lost", 0),
+        ],
+        pairs: 5,
+        seconds: 1,
+        ports: 2,
+        run: |_, o| vhost::gap(&o.setup),
+    },
 ];
 
 fn usage() -> String {
@@ -132,7 +190,7 @@ fn usage() -> String {
         text += &format!("{:15}--pairs {} --seconds {} --ports {}\n", "", s.pairs, s.seconds, s.ports);
     }
     text + "\n--poll is the mode of the contestant `vswitch` (interrupt); the others have theirs in the name.\n\
-        --ports is for the scenarios idle and many."
+        --ports is for the scenarios idle, many and vhost-idle."
 }
 
 struct Options {
@@ -187,11 +245,19 @@ impl Options {
     }
 
     /// Why a contestant cannot take part.
-    fn missing(&self, name: &str) -> Option<&'static str> {
+    fn missing(&self, name: &str) -> Option<String> {
+        if self.scenario.name == "vhost-pmd" {
+            let ovs = name == "ovs-dpdk" && !(Path::new(WITH_DPDK).exists() && installed("ovsdb-server"));
+            let why =
+                ovs.then(|| "install it: apt-get install openvswitch-switch-dpdk".to_owned()).or_else(dpdk::missing);
+            return why.map(|why| format!("{name}: skipped: {why}"));
+        }
+        let install = |program, package| {
+            (!installed(program)).then(|| format!("{name}: skipped: install it: apt-get install {package}"))
+        };
         match name {
-            "vde" if !installed("vde_switch") => Some("vde: skipped: install vde2"),
-            "ovs" if !installed("ovs-vswitchd") => Some("ovs: skipped: install openvswitch-switch"),
-            "ovs-tso" if !installed("ovs-vswitchd") => Some("ovs-tso: skipped: install openvswitch-switch"),
+            "vde" => install("vde_switch", "vde2"),
+            "ovs" | "ovs-tso" => install("ovs-vswitchd", "openvswitch-switch"),
             _ => None,
         }
     }
@@ -235,7 +301,7 @@ fn main() -> anyhow::Result<()> {
     let mut all = Vec::new();
     for name in options.scenario.contestants.iter().filter(|n| options.only.iter().any(|o| o == *n)) {
         match options.missing(name) {
-            Some(why) => skipped.push(why.to_owned()),
+            Some(why) => skipped.push(why),
             None => all.push(Runs { name: (*name).to_owned(), values: Vec::new() }),
         }
     }

@@ -5,6 +5,7 @@
 
 mod bare;
 mod ovs;
+mod pmd;
 mod vde;
 mod vswitch;
 
@@ -15,7 +16,8 @@ use std::{
 
 pub use self::{
     bare::{BareLoop, forward},
-    ovs::Ovs,
+    ovs::{Ovs, WITH_DPDK},
+    pmd::PmdLab,
     vde::Vde,
     vswitch::Vswitch,
 };
@@ -170,6 +172,31 @@ pub fn comparable(ours: &str, other: &str) -> bool {
             "loop-busy" => busy(ours),
             _ => true,
         }
+}
+
+/// A directory for sockets and logs, removed on drop.
+pub struct Directory(PathBuf);
+
+impl Directory {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// There is no room for temporary files.
+    pub fn new(prefix: &str) -> anyhow::Result<Directory> {
+        private_directory(prefix).map(Directory)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
 }
 
 /// A directory of a contestant's own, for sockets and databases.

@@ -4,6 +4,8 @@
 //! `userspace-tso-enable` is read at the start of ovs-vswitchd only, hence written before. With it the TAPs have checksum
 //! and TCP segmentation offload; without it none. Database, sockets and pid files are in a private directory: an Open
 //! vSwitch of the host's is neither used nor disturbed.
+//!
+//! With DPDK it is another binary: the same database, two `dpdkvhostuserclient` ports, one polling thread that is pinned.
 
 use std::{
     os::unix::process::CommandExt,
@@ -18,6 +20,8 @@ use nix::sys::signal::{Signal, kill};
 use super::{DEVICE, PATIENCE, private_directory, remove};
 use crate::netns::{Namespace, wait_for};
 
+/// The switch with DPDK, whatever `ovs-vswitchd` is set to.
+pub const WITH_DPDK: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 
 /// A database server and a switch, stopped (by their ids) and removed on drop.
@@ -35,6 +39,40 @@ impl Ovs {
     /// # Errors
     /// Open vSwitch is not installed, or does not come up.
     pub fn start(hosts: [&Namespace; 2], tso: bool) -> anyhow::Result<Ovs> {
+        let tso = format!("other_config:userspace-tso-enable={tso}");
+        let config = [&tso, "other_config:n-handler-threads=1", "other_config:n-revalidator-threads=1"];
+        let ovs = Ovs::bridge("ovs-vswitchd", &config)?;
+        for (i, host) in hosts.iter().enumerate() {
+            let tap = format!("t{i}");
+            ovs.vsctl(&["add-port", "br0", &tap, "--", "set", "interface", &tap, "type=tap"])?;
+            ovs.home.exec(&["ip", "link", "set", &tap, "netns", host.name(), "name", DEVICE])?;
+        }
+        Ok(ovs)
+    }
+
+    /// Starts it with two vhost-user ports that connect to these sockets, forwarding on one processor.
+    ///
+    /// # Errors
+    /// Open vSwitch with DPDK is not installed, or does not come up.
+    pub fn start_dpdk(sockets: &[PathBuf; 2], cpu: usize) -> anyhow::Result<Ovs> {
+        let config = [
+            "other_config:dpdk-init=true",
+            "other_config:dpdk-socket-mem=512",
+            "other_config:dpdk-lcore-mask=0x1",
+            "other_config:dpdk-extra=--no-pci --in-memory --no-telemetry",
+            &format!("other_config:pmd-cpu-mask={:#x}", 1u64 << cpu),
+        ];
+        let ovs = Ovs::bridge(WITH_DPDK, &config)?;
+        for (i, socket) in sockets.iter().enumerate() {
+            let (port, path) = (format!("v{i}"), format!("options:vhost-server-path={}", socket.display()));
+            let kind = ["--", "set", "interface", &port, "type=dpdkvhostuserclient", &path];
+            ovs.vsctl(&[&["add-port", "br0", &port][..], &kind].concat())?;
+        }
+        Ok(ovs)
+    }
+
+    /// A switch with its own database and an empty bridge.
+    fn bridge(binary: &str, config: &[&str]) -> anyhow::Result<Ovs> {
         let home = Namespace::new("ov")?;
         let directory = private_directory("ovs-e2e-")?;
         let file = |name: &str| directory.join(name).display().to_string();
@@ -45,25 +83,43 @@ impl Ovs {
         let socket = file("db.sock");
         wait_for("the database of Open vSwitch", PATIENCE, || Path::new(&socket).exists())?;
         ovs.vsctl(&["--no-wait", "init"])?;
-        ovs.vsctl(&[
-            "--no-wait",
-            "set",
-            "Open_vSwitch",
-            ".",
-            &format!("other_config:userspace-tso-enable={tso}"),
-            "other_config:n-handler-threads=1",
-            "other_config:n-revalidator-threads=1",
-        ])?;
-        let switch = ovs.spawn(&["ovs-vswitchd", &format!("unix:{socket}")], "switch")?;
+        ovs.vsctl(&[&["--no-wait", "set", "Open_vSwitch", "."][..], config].concat())?;
+        let switch = ovs.spawn(&[binary, &format!("unix:{socket}")], "switch")?;
         ovs.switch = Some(switch);
         let bridge = ["--", "set", "bridge", "br0", "datapath_type=netdev", "fail_mode=standalone"];
         ovs.vsctl(&[&["add-br", "br0"][..], &bridge].concat())?;
-        for (i, host) in hosts.iter().enumerate() {
-            let tap = format!("t{i}");
-            ovs.vsctl(&["add-port", "br0", &tap, "--", "set", "interface", &tap, "type=tap"])?;
-            ovs.home.exec(&["ip", "link", "set", &tap, "netns", host.name(), "name", DEVICE])?;
-        }
         Ok(ovs)
+    }
+
+    /// Whether so many of its vhost-user ports are connected.
+    #[must_use]
+    pub fn links_up(&self, ports: usize) -> bool {
+        let database = self.database_option();
+        let words = ["ovs-vsctl", "--timeout=10", &database, "--bare", "--columns=link_state", "find", "interface"];
+        self.run(&[&words[..], &["type=dpdkvhostuserclient", "link_state=up"]].concat())
+            .is_ok_and(|text| text.matches("up").count() >= ports)
+    }
+
+    fn appctl(&self, words: &[&str]) -> anyhow::Result<String> {
+        let target = self.directory.join("switch.unixctl").display().to_string();
+        self.run(&[&["ovs-appctl", "--timeout=10", "-t", &target][..], words].concat())
+    }
+
+    /// Begins to count the polling threads' cycles anew.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn clear_cycles(&self) -> anyhow::Result<()> {
+        self.appctl(&["dpif-netdev/pmd-stats-clear"]).map(drop)
+    }
+
+    /// Cycles per packet since then, empty polls not counted.
+    ///
+    /// # Errors
+    /// It does not answer, or forwarded nothing.
+    pub fn cycles_per_packet(&self) -> anyhow::Result<f64> {
+        let text = self.appctl(&["dpif-netdev/pmd-stats-show"])?;
+        parse_cycles(&text).with_context(|| format!("Open vSwitch printed no cycles:\n{text}"))
     }
 
     /// The process that forwards.
@@ -84,18 +140,21 @@ impl Ovs {
         command
     }
 
-    fn run(&self, words: &[&str]) -> anyhow::Result<()> {
+    fn run(&self, words: &[&str]) -> anyhow::Result<String> {
         let output = self.command(words).output().with_context(|| format!("cannot run {}", words[0]))?;
         if !output.status.success() {
             let log = std::fs::read_to_string(self.directory.join("switch.log")).unwrap_or_default();
             bail!("{}: {}{log}", words.join(" "), String::from_utf8_lossy(&output.stderr));
         }
-        Ok(())
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn database_option(&self) -> String {
+        format!("--db=unix:{}", self.directory.join("db.sock").display())
     }
 
     fn vsctl(&self, words: &[&str]) -> anyhow::Result<()> {
-        let database = format!("--db=unix:{}", self.directory.join("db.sock").display());
-        self.run(&[&["ovs-vsctl", "--timeout=10", &database][..], words].concat())
+        self.run(&[&["ovs-vsctl", "--timeout=10", &self.database_option()][..], words].concat()).map(drop)
     }
 
     fn spawn(&self, words: &[&str], name: &str) -> anyhow::Result<Child> {
@@ -119,5 +178,22 @@ impl Drop for Ovs {
             }
         }
         remove(&self.directory);
+    }
+}
+
+fn parse_cycles(text: &str) -> Option<f64> {
+    let line = text.lines().find_map(|l| l.trim().strip_prefix("avg processing cycles per packet:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cycles_are_read() {
+        let text = "pmd thread numa_id 0 core_id 1:\n  avg cycles per packet: 700.01 (7/1)\n  \
+            avg processing cycles per packet: 628.41 (1256/2)\nmain thread:\n";
+        assert_eq!(parse_cycles(text), Some(628.41));
     }
 }

@@ -16,6 +16,7 @@ use crate::netns::wait_for;
 pub struct Vswitch {
     child: Child,
     binary: PathBuf,
+    arguments: Vec<String>,
     directory: PathBuf,
 }
 
@@ -26,15 +27,23 @@ impl Vswitch {
     /// The binary is missing.
     pub fn start(binary: &Path, arguments: &[&str]) -> anyhow::Result<Vswitch> {
         let directory = private_directory("vswitch-e2e-")?;
-        let mut command = Command::new(binary);
-        command.arg("--api").arg(directory.join("api.sock")).arg("run");
-        command.arg("--state").arg(directory.join("state")).args(arguments);
-        command.env("VSWITCH_LOG", "warn").stdin(Stdio::null()).process_group(0);
-        let child = command.spawn().with_context(|| {
-            remove(&directory);
-            format!("cannot run {}: build it (cargo build --release -p switch-cli) or use --vswitch", binary.display())
-        })?;
-        Ok(Vswitch { child, binary: binary.to_owned(), directory })
+        let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
+        let child = spawn(binary, &directory, &arguments).inspect_err(|_| remove(&directory))?;
+        Ok(Vswitch { child, binary: binary.to_owned(), arguments, directory })
+    }
+
+    /// Ends it with a signal and starts it again at once, with the ports that it has in its state directory.
+    ///
+    /// # Errors
+    /// The binary is gone.
+    pub fn restart(&mut self, signal: Signal) -> anyhow::Result<()> {
+        kill(nix::unistd::Pid::from_raw(self.child.id().cast_signed()), signal)?;
+        self.child.wait()?;
+        if let Some(ports) = self.arguments.iter().position(|a| a == "--port") {
+            self.arguments.truncate(ports);
+        }
+        self.child = spawn(&self.binary, &self.directory, &self.arguments)?;
+        Ok(())
     }
 
     /// Waits until so many ports are up.
@@ -80,4 +89,14 @@ impl Drop for Vswitch {
         let _ = self.child.wait();
         remove(&self.directory);
     }
+}
+
+fn spawn(binary: &Path, directory: &Path, arguments: &[String]) -> anyhow::Result<Child> {
+    let mut command = Command::new(binary);
+    command.arg("--api").arg(directory.join("api.sock")).arg("run");
+    command.arg("--state").arg(directory.join("state")).args(arguments);
+    command.env("VSWITCH_LOG", "warn").stdin(Stdio::null()).process_group(0);
+    command.spawn().with_context(|| {
+        format!("cannot run {}: build it (cargo build --release -p switch-cli) or use --vswitch", binary.display())
+    })
 }

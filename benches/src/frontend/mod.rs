@@ -11,7 +11,7 @@ pub mod migrate;
 use std::{
     fs::File,
     os::{
-        fd::AsRawFd,
+        fd::{AsFd, AsRawFd},
         unix::net::{UnixListener, UnixStream},
     },
     path::Path,
@@ -19,7 +19,10 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::memfd::{MFdFlags, memfd_create},
+};
 use switch_core::port::vhost_user::features;
 use vhost::{
     VhostBackend, VhostUserMemoryRegionInfo, VringConfigData,
@@ -181,6 +184,16 @@ impl FrontEnd {
             ring.base = self.memory.load(GuestAddress(ring.used + 2), Ordering::Acquire)?;
         }
         self.set_up()
+    }
+
+    /// Whether the switch still holds the connection.
+    ///
+    /// # Errors
+    /// The connection cannot be asked.
+    pub fn connected(&self) -> anyhow::Result<bool> {
+        // Without interest in anything: only that the other side has gone is reported then.
+        let mut set = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
+        Ok(poll(&mut set, PollTimeout::ZERO)? == 0)
     }
 
     /// Shares the memory (again).
