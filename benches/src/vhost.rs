@@ -181,8 +181,9 @@ pub fn gso(setup: &Setup, name: &str, time: Duration) -> anyhow::Result<Vec<f64>
         if name == "memcpy" {
             return copy(time);
         }
-        pin(0)?;
         let ports = Ports::start(setup, "busy", 2, &["--cpus", "1"])?;
+        // Not before: the switch would have no other processor either.
+        pin(0)?;
         let options = Options { size: RING as u16, rx_buffer: BUFFER as u64, ..Options::default() };
         let (mut a, mut b) = (ports.connect(0, options.clone())?, ports.connect(1, options)?);
         ports.switch.wait_up(2)?;
