@@ -114,7 +114,10 @@ fn put(running: &mut Running, frame: &OutFrame<'_>) -> Result<(), Refused> {
     let mut room = 0;
     let collected = loop {
         let head = match cursor.pop(memory) {
-            Ok(Some(head)) => head,
+            Ok(Some(head)) => {
+                cursor.fetch_ahead(memory);
+                head
+            }
             Ok(None) => break Err(Refused::Full),
             Err(fault) => break Err(fault.into()),
         };
