@@ -139,13 +139,27 @@ fn put(running: &mut Running, frame: &OutFrame<'_>) -> Result<(), Refused> {
         cursor.rewind(before);
         return Err(refused);
     }
-    let mut writer = Writer { spans: &spans, at: 0 };
-    writer.write(&header(frame, heads.len() as u16, *features)[..header_bytes]);
+    let wire = header(frame, heads.len() as u16, *features);
     let (first, rest, tail) = frame.parts();
-    writer.write(first);
-    writer.write(rest);
-    for piece in tail {
-        writer.write_piece(*piece);
+    match spans[..] {
+        // Most buffers: one piece that holds all. The header's length is known then, which makes it two instructions.
+        [span] if header_bytes == VNET_HDR_BYTES => {
+            let mut to = span.skip(span.write(&wire));
+            to = to.skip(to.write(first));
+            to = to.skip(to.write(rest));
+            for piece in tail {
+                to = to.skip(to.write_piece(*piece));
+            }
+        }
+        _ => {
+            let mut writer = Writer { spans: &spans, at: 0 };
+            writer.write(&wire[..header_bytes]);
+            writer.write(first);
+            writer.write(rest);
+            for piece in tail {
+                writer.write_piece(*piece);
+            }
+        }
     }
     if let Some(log) = log {
         log.wrote(memory.memory(), &spans, wanted);
