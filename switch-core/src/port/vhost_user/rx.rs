@@ -1,7 +1,7 @@
 //! Frames from the guest: its transmit ring, read by one worker.
 //!
 //! Header and head of each frame are copied into the batch's slot, so that every byte that is judged is read once. The
-//! rest of a long frame stays where it is and is leased: the ring's lock is held from `rx` to `release`, and with it the
+//! rest stays where it is, so that it is copied once only, and is leased: the ring's lock is held from `rx` to `release`, and with it the
 //! mapping. Chains are returned in `release`, when their frames have been sent.
 
 use std::{
@@ -18,7 +18,7 @@ use super::{
     ring::{Fault, Ring, Running, Spans, chain},
 };
 use crate::{
-    batch::{Batch, HEAD_BYTES, MAX_FRAME_BYTES},
+    batch::{Batch, MAX_FRAME_BYTES},
     frame::offload::{Gso, Offload, VNET_HDR_BYTES},
     port::{Armed, PortRx, RxStatus},
     sys::{buf::Piece, guest::Span},
@@ -26,6 +26,9 @@ use crate::{
 
 /// Pieces that the rest of one frame is leased in; a frame in more is copied. A gather list must also hold its head.
 const MAX_TAIL: usize = crate::sys::buf::MAX_GATHER - 4;
+
+/// Bytes of a frame's head that are copied where nothing is owed on the frame: more than is ever judged of one.
+const JUDGED_BYTES: usize = 256;
 
 /// The receiving half of one queue pair.
 pub struct VhostRx {
@@ -155,15 +158,7 @@ fn take(batch: &mut Batch, spans: &[Span<'_>], total: usize, features: Features)
     // The frame begins behind the slot's header, whichever length the guest's header has.
     let own = &mut slot[VNET_HDR_BYTES - header_bytes..];
     let mut rest: ArrayVec<Span<'_>, MAX_TAIL> = ArrayVec::new();
-    let mut crowded = false;
-    let mut at = 0;
-    for span in spans {
-        let n = span.read(&mut own[at..]);
-        at += n;
-        if n < span.len() {
-            crowded |= rest.try_push(span.skip(n)).is_err();
-        }
-    }
+    let (mut at, mut fits) = split(spans, 0, &mut own[..header_bytes + JUDGED_BYTES], &mut rest);
     let offload = if total < header_bytes {
         Offload::NONE
     } else {
@@ -174,7 +169,12 @@ fn take(batch: &mut Batch, spans: &[Span<'_>], total: usize, features: Features)
         let offload = Offload::decode(&wire).unwrap_or(Offload { gso: Gso::Ufo, ..Offload::NONE });
         Offload { data_valid: false, ..offload }
     };
-    if crowded {
+    if !rest.is_empty() && (!fits || !offload.is_none()) {
+        // As much as a slot holds: what is owed may lie deep, or there are fewer pieces then.
+        let (more, all) = split(spans, at, &mut own[at..], &mut rest);
+        (at, fits) = (at + more, all);
+    }
+    if !fits {
         let mut skip = at;
         let mut done = 0;
         for span in spans {
@@ -188,8 +188,30 @@ fn take(batch: &mut Batch, spans: &[Span<'_>], total: usize, features: Features)
     } else {
         let tail: ArrayVec<Piece, MAX_TAIL> = rest.iter().map(Span::lease).collect();
         // There is room for the pieces: `has_room` said so.
-        if let Some(slot) = batch.push_leased(HEAD_BYTES, &tail, 0) {
+        if let Some(slot) = batch.push_leased(at - header_bytes, &tail, 0) {
             slot.offload = offload;
         }
     }
+}
+
+/// Copies from a chain, after `skip` bytes, as much as `own` holds; `rest` gets what comes then. Returns how many bytes were
+/// copied, and whether there was room for the rest.
+fn split<'m>(
+    spans: &[Span<'m>],
+    mut skip: usize,
+    own: &mut [u8],
+    rest: &mut ArrayVec<Span<'m>, MAX_TAIL>,
+) -> (usize, bool) {
+    rest.clear();
+    let (mut done, mut fits) = (0, true);
+    for span in spans {
+        let part = span.skip(skip);
+        skip -= span.len() - part.len();
+        let n = part.read(&mut own[done..]);
+        done += n;
+        if n < part.len() {
+            fits &= rest.try_push(part.skip(n)).is_ok();
+        }
+    }
+    (done, fits)
 }
