@@ -24,21 +24,6 @@ pub const MAX_REGIONS: usize = 64;
 /// The largest ring (virtio 1.3 §2.7).
 pub const MAX_RING: u16 = 32_768;
 
-const CACHE_LINE_BYTES: usize = 64;
-
-/// Has a cache line fetched that will be used soon. Any address will do: what is not mapped is not fetched.
-#[inline]
-fn prefetch(line: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint, which never faults; every x86-64 processor has the instruction.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = line;
-}
-
 /// Where a region of guest memory is, as the VMM says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionSpec {
@@ -140,20 +125,6 @@ impl GuestMemory {
             let at = (span.base.addr() as u64).wrapping_sub(region.base.addr() as u64);
             (at < region.spec.len).then(|| region.spec.guest + at)
         })
-    }
-
-    /// Has the first two cache lines at `guest` fetched, if there are any: nearly all that is touched of a short frame.
-    #[inline]
-    pub fn prefetch(&self, guest: u64) {
-        for region in &self.regions {
-            let at = guest.wrapping_sub(region.spec.guest);
-            if at < region.spec.len {
-                let line = region.host(at);
-                prefetch(line);
-                prefetch(line.wrapping_add(CACHE_LINE_BYTES));
-                return;
-            }
-        }
     }
 
     /// The host address of `len` bytes at the VMM's address `user`, if they are in one region.
@@ -397,12 +368,6 @@ impl RingMemory {
         // SAFETY: `new` checked that `size` descriptors are mapped and 16-aligned.
         (index < self.size)
             .then(|| unsafe { Descriptor::read(self.descriptors.add(usize::from(index) * DESCRIPTOR_BYTES)) })
-    }
-
-    /// Has descriptor `index` fetched, which will be read soon.
-    #[inline]
-    pub fn prefetch_descriptor(&self, index: u16) {
-        prefetch(self.descriptors.wrapping_add(usize::from(index) * DESCRIPTOR_BYTES));
     }
 
     /// How many chains the driver has made available; what it wrote before is visible.

@@ -31,11 +31,6 @@ use crate::sys::{
 /// Descriptors in one chain, tables included. Linux uses up to 19.
 pub const MAX_CHAIN: usize = 256;
 
-/// How many chains before its turn a chain's first descriptor is fetched into the cache, and then its first buffer. They
-/// were last in the driver's processor's cache: waiting for one line after the other would cost more than all the rest.
-const FETCH_DESCRIPTOR: u16 = 16;
-const FETCH_BUFFER: u16 = 8;
-
 /// What a guest did that no driver may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
@@ -332,21 +327,6 @@ impl Cursor {
     pub fn rewind(&mut self, to: Position) {
         self.next = to.next;
         self.resumed = to.resumed;
-    }
-
-    /// Has what will be needed of later chains fetched into the cache, as far as they are there.
-    #[inline]
-    pub fn fetch_ahead(&self, memory: &RingMemory) {
-        let there = self.seen.wrapping_sub(self.next);
-        if there > FETCH_DESCRIPTOR {
-            memory.prefetch_descriptor(memory.available_entry(self.next.wrapping_add(FETCH_DESCRIPTOR)));
-        }
-        if there > FETCH_BUFFER {
-            let head = memory.available_entry(self.next.wrapping_add(FETCH_BUFFER));
-            if let Some(descriptor) = memory.descriptor(head) {
-                memory.memory().prefetch(descriptor.addr);
-            }
-        }
     }
 
     /// Returns a chain; the driver gets it with [`Running::publish`].

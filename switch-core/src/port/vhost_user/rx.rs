@@ -134,7 +134,6 @@ fn fill(running: &mut Running, batch: &mut Batch, lost: &mut u64) -> Result<RxSt
     let Running { memory, cursor, features, inflight, .. } = running;
     while batch.has_room() {
         let Some(head) = cursor.pop(memory)? else { return Ok(RxStatus::Drained) };
-        cursor.fetch_ahead(memory);
         let mut spans = Spans::new();
         let total = chain(memory, head, false, *features, &mut spans)?;
         if total <= features.header_bytes() + MAX_FRAME_BYTES {

@@ -114,10 +114,7 @@ fn put(running: &mut Running, frame: &OutFrame<'_>) -> Result<(), Refused> {
     let mut room = 0;
     let collected = loop {
         let head = match cursor.pop(memory) {
-            Ok(Some(head)) => {
-                cursor.fetch_ahead(memory);
-                head
-            }
+            Ok(Some(head)) => head,
             Ok(None) => break Err(Refused::Full),
             Err(fault) => break Err(fault.into()),
         };
@@ -139,27 +136,13 @@ fn put(running: &mut Running, frame: &OutFrame<'_>) -> Result<(), Refused> {
         cursor.rewind(before);
         return Err(refused);
     }
-    let wire = header(frame, heads.len() as u16, *features);
+    let mut writer = Writer { spans: &spans, at: 0 };
+    writer.write(&header(frame, heads.len() as u16, *features)[..header_bytes]);
     let (first, rest, tail) = frame.parts();
-    match spans[..] {
-        // Most buffers: one piece that holds all. The header's length is known then, which makes it two instructions.
-        [span] if header_bytes == VNET_HDR_BYTES => {
-            let mut to = span.skip(span.write(&wire));
-            to = to.skip(to.write(first));
-            to = to.skip(to.write(rest));
-            for piece in tail {
-                to = to.skip(to.write_piece(*piece));
-            }
-        }
-        _ => {
-            let mut writer = Writer { spans: &spans, at: 0 };
-            writer.write(&wire[..header_bytes]);
-            writer.write(first);
-            writer.write(rest);
-            for piece in tail {
-                writer.write_piece(*piece);
-            }
-        }
+    writer.write(first);
+    writer.write(rest);
+    for piece in tail {
+        writer.write_piece(*piece);
     }
     if let Some(log) = log {
         log.wrote(memory.memory(), &spans, wanted);
