@@ -1,0 +1,68 @@
+//! A guest that moves, running, from one QEMU and one port to others.
+
+use serde_json::json;
+use vswitch_benches::netns::wait_for;
+use vswitch_tests::{
+    PATIENCE,
+    guest::{GUEST_PATIENCE, Machine, Setup, check_transfer, checksum, mac},
+    skip,
+};
+
+use crate::lab::{Lab, Pings, slow_fetch};
+
+#[test]
+fn a_running_guest_migrates_from_port_to_port() {
+    let ports = ["from=vhost-user,path=@/from", "to=vhost-user,path=@/to", "b=vhost-user,path=@/b,mode=client"];
+    let Some(lab) = Lab::new(&[], &ports) else { return };
+    let source = Setup::new(1).vhost_user(&lab.path("from"), false, 1, "").start().expect("started");
+    let b = Setup::new(2).vhost_user(&lab.path("b"), true, 1, "").start().expect("started");
+    source.ready().expect("boots");
+    b.ready().expect("boots");
+    source.configure("eth0", &["10.7.0.1/24"]).expect("set");
+    b.configure("eth0", &["10.7.0.2/24"]).expect("set");
+    source.reach("10.7.0.2").expect("a way");
+
+    let way = format!("unix:{}", lab.path("migration").display());
+    let target =
+        Setup::new(1).vhost_user(&lab.path("to"), false, 1, "").with(&["-incoming", &way]).start().expect("started");
+    // The guest writes into its own memory, and the switch does, while that is copied.
+    source.spawn("fetch", &slow_fetch("10.7.0.2")).expect("started");
+    source.sh("while [ ! -s /tmp/chunk ]; do usleep 100000; done").expect("data flow");
+    let pings = Pings::start(&b, "10.7.0.1").expect("started");
+    pings.more().expect("answered");
+    wait_for("the target listens", PATIENCE, || lab.path("migration").exists()).expect("it does");
+    source.qmp("migrate-set-parameters", json!({"max-bandwidth": 24 << 20})).expect("set");
+    if let Err(e) = source.qmp("migrate", json!({"uri": way})) {
+        let why = e.to_string();
+        assert!(why.contains("VHOST_USER_PROTOCOL_F_LOG_SHMFD"), "{why}");
+        skip(&format!("QEMU says of the switch: {why}"));
+        return;
+    }
+    let mut state = json!(null);
+    wait_for("the guest has moved", GUEST_PATIENCE, || {
+        state = source.qmp("query-migrate", json!({})).unwrap_or_default();
+        state["status"] == "completed" || state["status"] == "failed"
+    })
+    .unwrap_or_else(|e| panic!("{e}: {state}"));
+    assert_eq!(state["status"], "completed", "{state}");
+    lab.daemon.wait_state("to", "up").expect("the guest is here now");
+    lab.daemon.wait_state("from", "waiting").expect("and no longer there");
+    target.adopt(&source);
+    source.kill().expect("killed");
+
+    pings.more().expect("answered from the new place");
+    println!(
+        "migrated in {} ms, downtime {} ms by QEMU: {}",
+        state["total-time"],
+        state["downtime"],
+        pings.stop().expect("stopped")
+    );
+    let wanted = checksum(&b).expect("a sum");
+    let (status, got) = target.finish("fetch").expect("ends");
+    assert!(status == 0 && got.starts_with(&wanted), "a transfer on the move: {wanted} became {got}");
+    let place = lab.daemon.json(&["fdb", "show"]).expect("shown").to_string();
+    assert!(place.contains(&mac(1, 0).to_string()), "{place}");
+    assert_eq!(lab.daemon.port("to")["fdb_entries"], 1, "{place}");
+    check_transfer(&b, &target, "10.7.0.1").expect("from the new place");
+    check_transfer(&target, &b, "10.7.0.2").expect("to the new place");
+}
