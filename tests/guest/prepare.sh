@@ -1,12 +1,19 @@
 #!/usr/bin/env bash
 # What the guests of the tests boot: DIRECTORY/HASH/vmlinuz (Debian's cloud kernel, unpacked from its package, never
 # installed) and DIRECTORY/HASH/initrd (busybox, drivers, ./init). Made once; prints that path. Calls may run side by side.
+# Exit status 3: something cannot be had here, so guests cannot be booted. Anything else but 0 is a fault.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 directory=${1:?usage: prepare.sh DIRECTORY}
+missing() {
+    echo "$1" >&2
+    exit 3
+}
 for tool in qemu-system-x86_64 busybox cpio apt-get dpkg gzip; do
-    command -v "$tool" >/dev/null || { echo "$tool is not installed" >&2; exit 1; }
+    command -v "$tool" >/dev/null || missing "$tool is not installed"
 done
+# The guest has no libraries.
+if ldd "$(command -v busybox)" >/dev/null 2>&1; then missing "busybox is not static: install busybox-static"; fi
 hash=$(cat "$here/init" "$here/prepare.sh" | sha256sum | cut -c1-12)
 image=$directory/$hash
 if [ -e "$image/initrd" ]; then
@@ -23,7 +30,7 @@ fetch() {
     package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: *\(linux-image-[0-9][^ ]*\)$/\1/p' | head -n 1)
     [ -n "$package" ] && (cd "$work" && apt-get download -q -o APT::Sandbox::User=root "$package" >&2)
 }
-fetch || { apt-get update -q >&2 && fetch; } || { echo "the package of linux-image-cloud-amd64 cannot be downloaded" >&2; exit 1; }
+fetch || { apt-get update -q >&2 && fetch; } || missing "the package of linux-image-cloud-amd64 cannot be downloaded"
 dpkg -x "$work"/*.deb "$work/package"
 
 mkdir -p "$work/image" "$work/root/bin" "$work/root/modules"

@@ -1,8 +1,8 @@
 //! Guests, drivers, QEMUs and switches that end and begin again.
 
-use vswitch_tests::guest::{Guest, Machine, NetnsPeer, Setup, check_transfer, checksum};
+use vswitch_tests::guest::{Guest, Machine, NetnsPeer, Setup, check_transfer};
 
-use crate::lab::{Lab, Pings, slow_fetch};
+use crate::lab::{Lab, Pings, long_checksum, slow_fetch};
 
 const A: &str = "10.6.0.1";
 const B: &str = "10.6.0.2";
@@ -18,9 +18,12 @@ fn exchange(a: &dyn Machine, b: &dyn Machine, what: &str) {
     check_transfer(b, a, A).unwrap_or_else(|e| panic!("{what}: to b: {e:#}"));
 }
 
-/// Starts guests on port `a`, whose socket is the switch's, and on port `b`, whose socket is QEMU's.
+/// Guests on port `a`, with several queues on a socket of the switch's, and on port `b`, whose socket is QEMU's.
 fn setups(lab: &Lab) -> [Setup; 2] {
-    [Setup::new(1).vhost_user(&lab.path("a"), false, 1, ""), Setup::new(2).vhost_user(&lab.path("b"), true, 1, "")]
+    [
+        Setup::new(1).cpus(2).vhost_user(&lab.path("a"), false, 2, ""),
+        Setup::new(2).vhost_user(&lab.path("b"), true, 1, ""),
+    ]
 }
 
 fn start(setups: &[Setup; 2]) -> [Guest; 2] {
@@ -33,10 +36,10 @@ fn start(setups: &[Setup; 2]) -> [Guest; 2] {
 }
 
 #[test]
-fn guests_reload_their_driver_and_die_in_mid_transfer() {
+fn guests_reboot_reload_their_driver_and_die_in_mid_transfer() {
     let peer = NetnsPeer::new("vgl").expect("root");
     let tap = format!("c=tap,device=eth0,netns={}", peer.namespace.name());
-    let ports = ["a=vhost-user,path=@/a", "b=vhost-user,path=@/b,mode=client", &tap];
+    let ports = ["a=vhost-user,path=@/a,queues=2", "b=vhost-user,path=@/b,mode=client", &tap];
     let Some(lab) = Lab::new(&[], &ports) else { return };
     peer.namespace.configure("eth0", &[&format!("{C}/24")]).expect("set");
     let setups = setups(&lab);
@@ -89,15 +92,16 @@ fn guests_reload_their_driver_and_die_in_mid_transfer() {
 
 #[test]
 fn traffic_goes_on_after_a_switch_that_was_killed() {
-    let ports = ["a=vhost-user,path=@/a", "b=vhost-user,path=@/b,mode=client"];
+    let ports = ["a=vhost-user,path=@/a,queues=2", "b=vhost-user,path=@/b,mode=client"];
     let Some(mut lab) = Lab::new(&[], &ports) else { return };
     let [a, b] = start(&setups(&lab));
     exchange(&a, &b, "at first");
-    let wanted = checksum(&a).expect("a sum");
+    let wanted = long_checksum(&a);
     let pings = Pings::start(&a, B).expect("started");
     b.spawn("fetch", &slow_fetch(A)).expect("started");
     b.sh("while [ ! -s /tmp/chunk ]; do usleep 100000; done").expect("data flow");
-    for _ in 0..3 {
+    for kill in 0..3 {
+        assert!(kill > 0 || b.sh("[ -s /tmp/fetch.status ]").is_err(), "the transfer lasts");
         pings.more().expect("answered");
         lab.daemon.crash_and_restart().expect("starts again");
         lab.wait_up(&["a", "b"]);

@@ -58,8 +58,8 @@ fn two_guests_exchange_files_with_every_mixture_of_offloads() {
     let count = |port: &str, name: &str| lab.daemon.port(port)["counters"][name].as_u64().unwrap_or(0);
     assert!(count("a0", "rx_bytes") / count("a0", "rx_frames") > 2000, "{}", lab.daemon.port("a0"));
     assert_eq!(count("b0", "tx_completed"), 0, "{}", lab.daemon.port("b0"));
-    assert!(count("b1", "tx_segments") > 1000, "{}", lab.daemon.port("b1"));
-    assert!(count("a2", "tx_segments") > 1000, "{}", lab.daemon.port("a2"));
+    assert!(count("b1", "tx_segments") > 500, "{}", lab.daemon.port("b1"));
+    assert!(count("a2", "tx_segments") > 500, "{}", lab.daemon.port("a2"));
 
     // Both pairs of queues are in use, and flows at the same time do not mix.
     for guest in [&a, &b] {

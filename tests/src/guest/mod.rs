@@ -31,7 +31,7 @@ pub use self::{
 pub const GUEST_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Tests with guests that run at the same time.
-const TESTS: usize = 2;
+const TESTS: usize = 3;
 
 static RUNNING: Mutex<usize> = Mutex::new(0);
 static ENDED: Condvar = Condvar::new();

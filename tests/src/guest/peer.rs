@@ -55,9 +55,13 @@ pub fn checksum(machine: &dyn Machine) -> anyhow::Result<String> {
 /// It does not arrive, or is not what was sent.
 pub fn check_transfer(to: &dyn Machine, from: &dyn Machine, address: &str) -> anyhow::Result<()> {
     let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+    let state = || {
+        let ask = "ip neigh; netstat -tn; ip -s link; ip -6 addr";
+        format!("at the receiver: {:?}\nat the sender: {:?}", to.sh(ask), from.sh(ask))
+    };
     let got = to.sh(&format!("busybox timeout 100 busybox wget -q -O - http://{host}/data | busybox md5sum"))?;
     let wanted = checksum(from)?;
-    ensure!(got.starts_with(&wanted), "{wanted} became {got} on the way from {address}");
+    ensure!(got.starts_with(&wanted), "{wanted} became {got} on the way from {address}: {}", state());
     Ok(())
 }
 
@@ -85,7 +89,7 @@ impl NetnsPeer {
             state ^= state << 17;
             state.to_le_bytes()
         })
-        .take(256 << 10)
+        .take(128 << 10)
         .flatten()
         .collect();
         std::fs::write(directory.join("data"), data)?;
