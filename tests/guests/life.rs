@@ -1,5 +1,6 @@
 //! Guests, drivers, QEMUs and switches that end and begin again.
 
+use serde_json::json;
 use vswitch_tests::guest::{Guest, Machine, NetnsPeer, Setup, check_transfer};
 
 use crate::lab::{Lab, Pings, long_checksum, slow_fetch};
@@ -60,10 +61,31 @@ fn guests_reboot_reload_their_driver_and_die_in_mid_transfer() {
         exchange(&a, &b, &format!("{port} has its driver again"));
     }
 
-    a.qmp("system_reset", serde_json::json!({})).expect("reset");
+    a.qmp("system_reset", json!({})).expect("reset");
     a.ready().expect("boots again");
     join(&a, A);
     exchange(&a, &b, "a was reset");
+
+    // A guest is stopped and goes on, in the middle of what it sends and of what it receives.
+    for (to, from, address) in [(&b, &a, A), (&a, &b, B)] {
+        to.spawn("fetch", &slow_fetch(address)).expect("started");
+        to.sh("while [ ! -s /tmp/chunk ]; do usleep 100000; done").expect("data flow");
+        a.qmp("stop", json!({})).expect("stopped");
+        lab.daemon.wait_state("a", "waiting").expect("its device has stopped");
+        check_transfer(&b, &peer, C).expect("the others go on");
+        a.qmp("cont", json!({})).expect("goes on");
+        lab.wait_up(&["a"]);
+        let wanted = long_checksum(from);
+        let (status, got) = to.finish("fetch").expect("ends");
+        assert!(status == 0 && got.starts_with(&wanted), "{wanted} became {got}");
+    }
+
+    // Its cable is pulled by QEMU.
+    a.qmp("set_link", json!({"name": "n0", "up": false})).expect("set");
+    lab.daemon.wait_state("a", "waiting").expect("its device has stopped");
+    a.qmp("set_link", json!({"name": "n0", "up": true})).expect("set");
+    lab.wait_up(&["a"]);
+    exchange(&a, &b, "the cable is back");
 
     // The one that sends dies in the middle; the one that receives and a third port go on.
     b.spawn("fetch", &slow_fetch(A)).expect("started");

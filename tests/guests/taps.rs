@@ -10,7 +10,8 @@ fn a_guest_exchanges_plain_jumbo_and_tagged_frames_with_taps() {
     let peer = NetnsPeer::new("vgt").expect("root");
     let tap = |n: u8, rest: &str| format!("t{n}=tap,device=eth{n},netns={},{rest}", peer.namespace.name());
     let ports = [
-        "g0=vhost-user,path=@/g0,domain=plain".to_owned(),
+        // More queues than the guest has CPUs for.
+        "g0=vhost-user,path=@/g0,domain=plain,queues=2".to_owned(),
         "g1=vhost-user,path=@/g1,domain=jumbo".to_owned(),
         "g2=vhost-user,path=@/g2,domain=red:tag=10,domain=blue:tag=20".to_owned(),
         tap(0, "domain=plain"),
@@ -22,7 +23,9 @@ fn a_guest_exchanges_plain_jumbo_and_tagged_frames_with_taps() {
     let ports: Vec<_> = ports.iter().map(String::as_str).collect();
     let Some(lab) = Lab::new(&["plain", "jumbo,mtu=9000", "red", "blue"], &ports) else { return };
     let guest = (0..3)
-        .fold(Setup::new(1), |setup, n| setup.vhost_user(&lab.path(&format!("g{n}")), false, 1, ""))
+        .fold(Setup::new(1), |setup, n| {
+            setup.vhost_user(&lab.path(&format!("g{n}")), false, if n == 0 { 2 } else { 1 }, "")
+        })
         .start()
         .expect("started");
     guest.ready().expect("boots");
