@@ -174,7 +174,8 @@ impl Guest {
     }
 
     /// What QEMU and the guest's kernel have said.
-    fn logs(&self) -> String {
+    #[must_use]
+    pub fn logs(&self) -> String {
         let read = |name: &str| std::fs::read(self.directory.join(name)).unwrap_or_default();
         format!("QEMU: {}\nthe kernel: {}", text(&read("errors")), text(&read("console")))
     }
