@@ -329,7 +329,7 @@ fn frames_that_find_the_socket_full_are_counted() {
 #[test]
 fn a_device_without_offloads_is_given_what_its_kernel_segments() {
     if !installed("ethtool") {
-        println!("skipped: ethtool is not installed");
+        vswitch_tests::skip("ethtool is not installed");
         return;
     }
     let lab = Lab::new(&["packet", "packet"], &[]);

@@ -29,11 +29,30 @@ if [ "${#packages[@]}" -gt 0 ]; then
         apt-get install -y -q --no-install-recommends "${packages[@]}"
     }
 fi
+# What QEMU guests need. A machine that cannot have it runs the other tests, and says so at the end.
+guest_packages=()
+command -v qemu-system-x86_64 >/dev/null || guest_packages+=(qemu-system-x86)
+command -v cpio >/dev/null || guest_packages+=(cpio)
+if ! command -v busybox >/dev/null || ldd "$(command -v busybox)" >/dev/null 2>&1; then guest_packages+=(busybox-static); fi
+if [ "${#guest_packages[@]}" -gt 0 ]; then
+    echo "Installing what the guests need: apt-get install ${guest_packages[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get install -y -q --no-install-recommends "${guest_packages[@]}" || {
+        apt-get update -q && apt-get install -y -q --no-install-recommends "${guest_packages[@]}"
+    } || echo "tests/run.sh: ${guest_packages[*]} cannot be installed" >&2
+fi
 [ -c /dev/net/tun ] || { echo "tests/run.sh: there is no /dev/net/tun; load it with: modprobe tun" >&2; exit 1; }
 
 echo "== the binary under test"
 cargo build --locked -p switch-cli
-echo "== unit, model, simulation, fuzz replay, forwarding, control, namespace and kernel-bridge tests"
+echo "== what QEMU guests boot (target/vm; the kernel's package is downloaded and unpacked, not installed)"
+tests/guest/prepare.sh "${CARGO_TARGET_DIR:-target}/vm" || [ $? -eq 3 ] # they are skipped, one by one, with the reason
+VSWITCH_SKIPPED=$(mktemp)
+export VSWITCH_SKIPPED
+trap 'rm -f "$VSWITCH_SKIPPED"' EXIT
+echo "== unit, model, simulation, fuzz replay, forwarding, control, namespace, kernel-bridge and guest tests"
 cargo test --locked --workspace -- --test-threads 4
 echo "== the MAC table under loom: every interleaving"
 RUSTFLAGS="--cfg vswitch_loom" cargo test --locked -p switch-core --lib --target-dir target/loom fdb::loom_tests
+echo "== $(wc -l <"$VSWITCH_SKIPPED") skipped"
+cat "$VSWITCH_SKIPPED"

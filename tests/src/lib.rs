@@ -2,6 +2,7 @@
 
 pub mod fuzz;
 pub mod fuzz_vhost;
+pub mod guest;
 pub mod rng;
 pub mod vhost;
 
@@ -28,6 +29,18 @@ use vswitch_benches::netns::{Namespace, unique, wait_for};
 
 /// How long anything may take that is not measured.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Says that a test, or a part of it, cannot be done here: on standard error whatever the test harness captures, and
+/// into the file named by `VSWITCH_SKIPPED`, where `tests/run.sh` counts.
+pub fn skip(why: &str) {
+    let thread = std::thread::current();
+    let line = format!("skipped: {}: {why}\n", thread.name().unwrap_or("a test"));
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    if let Some(path) = std::env::var_os("VSWITCH_SKIPPED") {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
+    }
+}
 
 /// The built binary: beside this test's own executable.
 ///
@@ -106,6 +119,21 @@ impl Daemon {
     /// It fails or prints no JSON.
     pub fn json(&self, words: &[&str]) -> anyhow::Result<serde_json::Value> {
         Ok(serde_json::from_str(&self.cli(&[words, &["--json"]].concat())?)?)
+    }
+
+    /// What `port show` says of one port.
+    #[must_use]
+    pub fn port(&self, name: &str) -> serde_json::Value {
+        self.json(&["port", "show", name]).map_or(serde_json::Value::Null, |all| all[0].clone())
+    }
+
+    /// Waits until a port is `up`, or `waiting`.
+    ///
+    /// # Errors
+    /// It does not become so; the error has what it is.
+    pub fn wait_state(&self, port: &str, state: &str) -> anyhow::Result<()> {
+        wait_for(&format!("{port} is {state}"), PATIENCE, || self.port(port)["state"] == state)
+            .with_context(|| self.port(port).to_string())
     }
 
     /// `kill -9`, then the same state again.
