@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use switch_core::mac::MacAddr;
+
+use crate::commands::qemu_args::{Version, memory_size};
 
 /// A userspace Ethernet switch for virtual machines and network namespaces.
 #[derive(Parser)]
@@ -64,6 +67,10 @@ pub enum Command {
     /// The MAC table: show, add, del, flush
     #[command(subcommand)]
     Fdb(Fdb),
+    /// Print the QEMU arguments that plug a VM into a port
+    QemuArgs(QemuArgs),
+    /// Print the libvirt XML that plugs a domain into a port
+    LibvirtXml(LibvirtXml),
     /// Print what happens, line by line, until Ctrl-C
     Monitor {
         /// Print JSON lines.
@@ -113,6 +120,53 @@ pub struct Run {
     /// Where desired state is kept across restarts.
     #[arg(long, default_value = "/var/lib/vswitch", value_name = "DIRECTORY")]
     pub state: PathBuf,
+}
+
+/// `vswitch qemu-args`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  vswitch port add vm1=vhost-user,path=/run/vm1.sock
+  qemu-system-x86_64 -enable-kvm vm1.qcow2 $(vswitch qemu-args vm1 --memory 4G)
+  vswitch qemu-args vm1 storage1                 a VM with two devices; its shared memory is named once
+  vswitch qemu-args vm1 --json                   an array of words, for programs
+
+The memory is that of the VM (-m, if given, must say the same). It is printed for vhost-user ports only, which
+need it shared. What QEMU must know beside its arguments is said on standard error.")]
+pub struct QemuArgs {
+    /// The ports, all for one VM.
+    #[arg(required = true, value_name = "PORT")]
+    pub ports: Vec<String>,
+    /// Address of the device [default: one that belongs to the port's name on this host].
+    #[arg(long)]
+    pub mac: Option<MacAddr>,
+    /// Memory of the VM, for example 512M or 4G.
+    #[arg(long, default_value = "1G", value_parser = memory_size, value_name = "SIZE")]
+    pub memory: String,
+    /// The version of QEMU to write for [default: that of the QEMU installed here].
+    #[arg(long, value_name = "VERSION")]
+    pub qemu: Option<Version>,
+    /// Print a JSON array of words.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `vswitch libvirt-xml`.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  vswitch port add vm1=vhost-user,path=/run/vm1.sock,owner=libvirt-qemu
+  vswitch libvirt-xml vm1                        to be pasted with: virsh edit DOMAIN
+  vswitch libvirt-xml vm1 > vm1.xml && virsh attach-device DOMAIN vm1.xml --persistent
+
+What belongs beside <devices> (the shared memory that vhost-user needs) is printed as a comment.")]
+pub struct LibvirtXml {
+    /// The port.
+    pub port: String,
+    /// Address of the device [default: one that belongs to the port's name on this host].
+    #[arg(long)]
+    pub mac: Option<MacAddr>,
+    /// The version of QEMU, where its own arguments are needed [default: that of the QEMU installed here].
+    #[arg(long, value_name = "VERSION")]
+    pub qemu: Option<Version>,
 }
 
 /// A list of CPUs.

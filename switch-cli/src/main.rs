@@ -32,6 +32,8 @@ fn main() -> ExitCode {
         Command::Port(command) => commands::port::port(&client, command),
         Command::Domain(command) => commands::domain::domain(&client, command),
         Command::Fdb(command) => commands::fdb::fdb(&client, command),
+        Command::QemuArgs(wish) => commands::qemu_args::qemu_args(&client, &wish),
+        Command::LibvirtXml(wish) => commands::libvirt_xml::libvirt_xml(&client, &wish),
         Command::Monitor { json } => commands::monitor(&client, json),
         Command::Brctl { arguments } => commands::brctl::brctl(&client, &arguments),
         Command::Demo => commands::demo::demo(),

@@ -4,8 +4,11 @@ pub mod brctl;
 pub mod demo;
 pub mod domain;
 pub mod fdb;
+pub mod libvirt_xml;
 pub mod port;
+pub mod qemu_args;
 pub mod run;
+pub mod vm;
 
 use std::{path::Path, time::Duration};
 

@@ -38,6 +38,12 @@ pub struct PortView {
     /// The address of its netdev.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_mac: Option<MacAddr>,
+    /// What its netdev is: `tun`, `veth`, `bridge` …; nothing for physical devices and those that are not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_kind: Option<String>,
+    /// Its netdev is a TAP that was made for several queues.
+    #[serde(default)]
+    pub multi_queue: bool,
     /// Learned and static addresses on it.
     pub fdb_entries: usize,
     /// Counters by name.

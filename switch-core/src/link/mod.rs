@@ -8,7 +8,8 @@ mod space;
 
 pub use space::{LinkSpace, Links};
 
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_core::Nla;
+use netlink_packet_route::link::{InfoData, InfoTun, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 
 use crate::mac::MacAddr;
 
@@ -29,6 +30,8 @@ pub struct Link {
     pub mac: Option<MacAddr>,
     /// `tun`, `veth`, `bridge` …; `None` for physical devices.
     pub kind: Option<String>,
+    /// A TAP that was made for several queues.
+    pub multi_queue: bool,
     /// Frames that the kernel dropped on their way into the device: for a TAP those that the switch did not take.
     pub tx_dropped: u64,
 }
@@ -53,6 +56,7 @@ fn describe(message: &LinkMessage) -> Link {
         mtu: 0,
         mac: None,
         kind: None,
+        multi_queue: false,
         tx_dropped: 0,
     };
     for attribute in &message.attributes {
@@ -63,8 +67,10 @@ fn describe(message: &LinkMessage) -> Link {
             LinkAttribute::Stats64(stats) => link.tx_dropped = stats.tx_dropped,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
-                    if let LinkInfo::Kind(kind) = info {
-                        link.kind = Some(kind.to_string());
+                    match info {
+                        LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+                        LinkInfo::Data(InfoData::Tun(settings)) => link.multi_queue = settings.iter().any(has_queues),
+                        _ => {}
                     }
                 }
             }
@@ -72,4 +78,13 @@ fn describe(message: &LinkMessage) -> Link {
         }
     }
     link
+}
+
+/// Whether a setting of a TUN or TAP says that it was made for several queues.
+fn has_queues(setting: &InfoTun) -> bool {
+    /// `IFLA_TUN_MULTI_QUEUE` of linux/if_link.h.
+    const MULTI_QUEUE: u16 = 7;
+    let mut value = vec![0; setting.value_len()];
+    setting.emit_value(&mut value);
+    setting.kind() == MULTI_QUEUE && value.first().is_some_and(|byte| *byte != 0)
 }

@@ -83,6 +83,8 @@ impl Manager {
             },
             reason,
             device_mac: link.and_then(|l| l.mac),
+            device_kind: link.and_then(|l| l.kind.clone()),
+            multi_queue: link.is_some_and(|l| l.multi_queue),
             fdb_entries: open.map_or(0, |o| self.switch.fdb().port_len(o.id)),
             counters,
             drops: DropReason::ALL
