@@ -127,11 +127,11 @@ pub struct Run {
 #[command(after_help = "Examples:
   vswitch port add vm1=vhost-user,path=/run/vm1.sock
   qemu-system-x86_64 -enable-kvm vm1.qcow2 $(vswitch qemu-args vm1 --memory 4G)
-  vswitch qemu-args vm1 storage1                 a VM with two devices; its shared memory is named once
+  vswitch qemu-args vm1 storage1                 one VM with two devices
   vswitch qemu-args vm1 --json                   an array of words, for programs
 
-The memory is that of the VM (-m, if given, must say the same). It is printed for vhost-user ports only, which
-need it shared. What QEMU must know beside its arguments is said on standard error.")]
+--memory is the VM's memory (-m, if given, must say the same); it is printed for vhost-user
+ports, which need it shared. What arguments cannot say goes to standard error.")]
 pub struct QemuArgs {
     /// The ports, all for one VM.
     #[arg(required = true, value_name = "PORT")]
@@ -155,7 +155,7 @@ pub struct QemuArgs {
 #[command(after_help = "Examples:
   vswitch port add vm1=vhost-user,path=/run/vm1.sock,owner=libvirt-qemu
   vswitch libvirt-xml vm1                        to be pasted with: virsh edit DOMAIN
-  vswitch libvirt-xml vm1 > vm1.xml && virsh attach-device DOMAIN vm1.xml --persistent
+  vswitch libvirt-xml vm1 > vm1.xml && virsh attach-device DOMAIN vm1.xml --config
 
 What belongs beside <devices> (the shared memory that vhost-user needs) is printed as a comment.")]
 pub struct LibvirtXml {

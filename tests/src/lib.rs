@@ -1,5 +1,6 @@
 //! What the tests share: a running `vswitch` with everything it makes, and a switch on in-memory ports.
 
+pub mod firmware;
 pub mod fuzz;
 pub mod fuzz_vhost;
 pub mod guest;

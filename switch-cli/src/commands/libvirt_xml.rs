@@ -5,7 +5,7 @@
 //! `<devices>` and not into it is printed as a comment, so that the whole can be given to `virsh attach-device`.
 
 use anyhow::{Context, bail};
-use switch_core::control::{spec::PortSpec, wire::PortView};
+use switch_core::control::spec::PortSpec;
 
 use super::{
     qemu_args::{self, Version},
@@ -14,6 +14,9 @@ use super::{
 use crate::{args::LibvirtXml, client::Client};
 
 const NAMESPACE: &str = "http://libvirt.org/schemas/domain/qemu/1.0";
+
+/// A PCI slot that libvirt comes to last: it fills up from the lowest, and has its own devices at the highest.
+const SLOT: &str = "0x10";
 
 const SHARED_MEMORY: &str = "\
 <!-- The memory of the machine must be shared with the switch: once in <domain>, beside <devices>:
@@ -51,7 +54,11 @@ fn interface(kind: &str, mac: &str, lines: &[String], queues: u16) -> String {
 
 /// QEMU's own arguments, where libvirt has no words for the wire.
 fn commandline(spec: &PortSpec, wire: &Wire, mac: &str, qemu: Version) -> anyhow::Result<Rendered> {
-    let rendered = qemu_args::render(&spec.name, wire, mac, qemu)?;
+    let mut rendered = qemu_args::render(&spec.name, wire, mac, qemu)?;
+    // libvirt knows nothing of this device, and QEMU would give it the first slot, which libvirt has given to another.
+    if let Some(device) = rendered.words.last_mut() {
+        device.push_str(&format!(",addr={SLOT}"));
+    }
     let mut xml = format!(
         "<!-- In <domain>, beside <devices>: libvirt has no <interface> for this wire. -->\n<qemu:commandline xmlns:qemu='{NAMESPACE}'>\n"
     );
@@ -60,17 +67,18 @@ fn commandline(spec: &PortSpec, wire: &Wire, mac: &str, qemu: Version) -> anyhow
     }
     xml.push_str("</qemu:commandline>\n");
     let mut notes = rendered.notes;
+    notes.push(format!(
+        "the device takes PCI slot {SLOT}, which a second one like it must not: give each its own addr="
+    ));
     if matches!(wire, Wire::Stream { place: Place::Unix(_), .. } | Wire::Datagrams { vm: Place::Unix(_), .. }) {
         notes.push("where AppArmor or SELinux confines QEMU, it may not use this socket until a rule says so; see docs/libvirt.md".to_owned());
     }
     Ok(Rendered { xml, notes })
 }
 
-fn render(view: &PortView, mac: &str, qemu: Version) -> anyhow::Result<Rendered> {
-    let spec = &view.spec;
-    let wire = Wire::of(view)?;
+fn render(spec: &PortSpec, wire: &Wire, mac: &str, qemu: Version) -> anyhow::Result<Rendered> {
     let mut out = Rendered::default();
-    match &wire {
+    match wire {
         Wire::VhostUser { path, vm_listens, queues } => {
             let at = format!("<source type='unix' path='{}'", escaped(path));
             let lines = if *vm_listens {
@@ -111,7 +119,7 @@ fn render(view: &PortView, mac: &str, qemu: Version) -> anyhow::Result<Rendered>
             ];
             out.xml = interface("udp", mac, &lines, 1);
         }
-        Wire::Stream { .. } | Wire::Datagrams { .. } => out = commandline(spec, &wire, mac, qemu)?,
+        Wire::Stream { .. } | Wire::Datagrams { .. } => out = commandline(spec, wire, mac, qemu)?,
         Wire::Tap { device, queues, netns, present } => {
             if let Some(netns) = netns {
                 bail!(
@@ -135,8 +143,9 @@ pub fn libvirt_xml(client: &Client, wish: &LibvirtXml) -> anyhow::Result<()> {
     let view = vm::find(client, &wish.port)?;
     let mac = vm::checked_mac(wish.mac, &wish.port)?;
     let qemu = wish.qemu.unwrap_or_else(Version::installed);
-    let rendered =
-        render(&view, &mac.to_string(), qemu).with_context(|| format!("no XML for port \"{}\"", wish.port))?;
+    let wire = Wire::of(&view)?;
+    let rendered = render(&view.spec, &wire, &mac.to_string(), qemu)
+        .with_context(|| format!("no XML for port \"{}\"", wish.port))?;
     vm::say(&rendered.notes);
     print!("{}", rendered.xml);
     Ok(())

@@ -212,9 +212,9 @@ pub fn qemu_args(client: &Client, wish: &QemuArgs) -> anyhow::Result<()> {
     let mut shared_memory = false;
     for name in &wish.ports {
         let mac = vm::checked_mac(wish.mac, name)?;
-        let rendered = Wire::of(&vm::find(client, name)?)
-            .and_then(|wire| render(name, &wire, &mac.to_string(), qemu))
-            .with_context(|| format!("no arguments for port \"{name}\""))?;
+        let wire = Wire::of(&vm::find(client, name)?)?;
+        let rendered =
+            render(name, &wire, &mac.to_string(), qemu).with_context(|| format!("no arguments for port \"{name}\""))?;
         vm::say(&rendered.notes);
         shared_memory |= rendered.shared_memory;
         words.extend(rendered.words);

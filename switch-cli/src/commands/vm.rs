@@ -162,7 +162,7 @@ fn absolute(spec: &PortSpec, key: &str, path: Option<&Path>) -> anyhow::Result<S
 /// default would be the same for all VMs.
 pub fn mac_of(port: &str) -> MacAddr {
     let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    // FNV-1a, because the address must outlive versions of any hash function.
+    // FNV-1a, because the address must outlive versions of any hash function. Zeros at the end spread the last letters.
     let hash = machine
         .trim()
         .bytes()

@@ -1,13 +1,19 @@
 //! Golden output: what is printed for each kind of port.
 
+use switch_core::control::wire::PortView;
+
 use super::{super::vm::tests::view, *};
+
+fn rendered(view: &PortView) -> anyhow::Result<Rendered> {
+    render(&view.spec, &Wire::of(view)?, "02:00:00:00:00:01", "7.2".parse().expect("a version"))
+}
 
 fn check(spec: &str, expected: &str) -> Vec<String> {
     checked(&view(spec, Some("tun")), expected)
 }
 
 fn checked(view: &PortView, expected: &str) -> Vec<String> {
-    let rendered = render(view, "02:00:00:00:00:01", "7.2".parse().expect("a version")).expect("XML");
+    let rendered = rendered(view).expect("XML");
     assert_eq!(rendered.xml.trim(), expected.trim(), "{}", view.spec.name);
     rendered.notes
 }
@@ -90,10 +96,10 @@ fn streams_and_datagrams() {
   <qemu:arg value='-netdev'/>
   <qemu:arg value='stream,id=net-s,server=on,addr.type=unix,addr.path=/run/a&amp;b&apos;s'/>
   <qemu:arg value='-device'/>
-  <qemu:arg value='virtio-net-pci,netdev=net-s,mac=02:00:00:00:00:01'/>
+  <qemu:arg value='virtio-net-pci,netdev=net-s,mac=02:00:00:00:00:01,addr=0x10'/>
 </qemu:commandline>",
     );
-    assert!(notes[0].contains("AppArmor"), "{notes:?}");
+    assert!(notes[0].contains("slot 0x10") && notes[1].contains("AppArmor"), "{notes:?}");
 }
 
 #[test]
@@ -110,16 +116,14 @@ fn taps_behind_packet_ports() {
   <driver queues='2'/>
 </interface>",
     );
-    let missing =
-        render(&view("tap4=packet", None), "02:00:00:00:00:01", "7.2".parse().expect("a version")).expect("XML");
+    let missing = rendered(&view("tap4=packet", None)).expect("XML");
     assert!(missing.notes[0].contains("ip tuntap add tap4 mode tap"), "{:?}", missing.notes);
 }
 
 #[test]
 fn what_libvirt_cannot_express_is_an_error() {
     for (spec, part) in [("t=packet,netns=blue", "namespace blue"), ("t=tap", "tap port")] {
-        let error =
-            render(&view(spec, Some("tun")), "02:00:00:00:00:01", "7.2".parse().expect("a version")).expect_err(spec);
+        let error = rendered(&view(spec, Some("tun"))).expect_err(spec);
         assert!(error.to_string().contains(part), "{spec}: {error}");
     }
 }
