@@ -1,8 +1,8 @@
 //! What `vswitch libvirt-xml` prints, given to a real libvirt: machines are defined with it, started, and their firmware is
 //! heard, and hears.
 //!
-//! libvirtd runs by hand in a mount namespace where its directories, and the accounts with Debian's `libvirt-qemu` in them, are
-//! private: an installed one is neither disturbed nor used. QEMU runs as `libvirt-qemu`, as on a real host, so that permissions
+//! libvirtd runs by hand in namespaces of its own: its directories, and the accounts with Debian's `libvirt-qemu` in them, are
+//! private, and all its processes end with it. An installed one is neither disturbed nor used. QEMU runs as `libvirt-qemu`, as on a real host, so that permissions
 //! are tested too.
 
 use std::{
@@ -83,11 +83,13 @@ impl Libvirt {
                 script += &format!("mount --bind {here}/{file} /etc/{file}\n");
             }
         }
-        // Where there is a KVM that cannot run guests, libvirtd would wait for it to fail, half a minute long.
+        // There may be a KVM that cannot run guests.
         script += "[ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm\n";
-        script += &format!("exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file {here}/libvirtd.pid");
+        // The shell is the namespace's first process: it must take the dead ones away, which libvirtd waits for.
+        script += &format!("libvirtd --config /etc/libvirt/libvirtd.conf --pid-file {here}/libvirtd.pid & wait");
         let child = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+            .args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"])
+            .args(["sh", "-c", &script])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(directory.join("stderr"))?)
@@ -154,11 +156,8 @@ impl Libvirt {
 
 impl Drop for Libvirt {
     fn drop(&mut self) {
-        for machine in &self.machines {
-            let _ = self.virsh(&["destroy", machine]);
-        }
-        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+        // With the first process of their namespace all others are killed, machines and all.
+        let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.directory);
     }
