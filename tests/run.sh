@@ -29,10 +29,12 @@ if [ "${#packages[@]}" -gt 0 ]; then
         apt-get install -y -q --no-install-recommends "${packages[@]}"
     }
 fi
-# What QEMU guests need. A machine that cannot have it runs the other tests, and says so at the end.
+# What QEMU guests and libvirt need. A machine that cannot have it runs the other tests, and says so at the end.
 guest_packages=()
 command -v qemu-system-x86_64 >/dev/null || guest_packages+=(qemu-system-x86)
 command -v cpio >/dev/null || guest_packages+=(cpio)
+command -v libvirtd >/dev/null || guest_packages+=(libvirt-daemon libvirt-daemon-driver-qemu)
+command -v virsh >/dev/null || guest_packages+=(libvirt-clients)
 if ! command -v busybox >/dev/null || ldd "$(command -v busybox)" >/dev/null 2>&1; then guest_packages+=(busybox-static); fi
 if [ "${#guest_packages[@]}" -gt 0 ]; then
     echo "Installing what the guests need: apt-get install ${guest_packages[*]}"
@@ -50,7 +52,7 @@ tests/guest/prepare.sh "${CARGO_TARGET_DIR:-target}/vm" || [ $? -eq 3 ] # they a
 VSWITCH_SKIPPED=$(mktemp)
 export VSWITCH_SKIPPED
 trap 'rm -f "$VSWITCH_SKIPPED"' EXIT
-echo "== unit, model, simulation, fuzz replay, forwarding, control, namespace, kernel-bridge and guest tests"
+echo "== unit, model, simulation, fuzz replay, forwarding, control, namespace, kernel-bridge, guest and libvirt tests"
 cargo test --locked --workspace -- --test-threads 4
 echo "== the MAC table under loom: every interleaving"
 RUSTFLAGS="--cfg vswitch_loom" cargo test --locked -p switch-core --lib --target-dir target/loom fdb::loom_tests
