@@ -59,7 +59,7 @@ impl Drop for Lab {
 
 fn check(queues: usize) {
     if let Some(why) = dpdk::missing() {
-        println!("skipped: 1 test: {why}");
+        vswitch_tests::skip(&why);
         return;
     }
     let mut lab = Lab::new(queues).expect("drivers and switch are connected");

@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     process::{ChildStdin, ChildStdout},
-    sync::mpsc::{Receiver, channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, channel},
     time::{Duration, Instant},
 };
 
@@ -12,12 +12,17 @@ use anyhow::{Context, bail};
 /// What the agent says when it begins to listen.
 const READY: &str = "guest ready";
 
+/// After so much silence the serial port is woken: on a busy host its emulation has been seen to sleep on a command.
+const NUDGE: Duration = Duration::from_secs(10);
+
 pub(super) struct Console {
     input: ChildStdin,
     output: Receiver<Vec<u8>>,
     buffer: Vec<u8>,
     /// The number of the last command.
     number: u64,
+    /// The agent has begun.
+    listens: bool,
 }
 
 impl Console {
@@ -32,14 +37,25 @@ impl Console {
                 }
             }
         });
-        Console { input, output: receiver, buffer: Vec::new(), number: 0 }
+        Console { input, output: receiver, buffer: Vec::new(), number: 0, listens: false }
     }
 
     fn more(&mut self, deadline: Instant) -> anyhow::Result<()> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let chunk = self.output.recv_timeout(left).context("the guest says nothing more")?;
-        self.buffer.extend(chunk);
-        Ok(())
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.output.recv_timeout(left.min(NUDGE)) {
+                Ok(chunk) => {
+                    self.buffer.extend(chunk);
+                    return Ok(());
+                }
+                Err(e) if left <= NUDGE || e == RecvTimeoutError::Disconnected => {
+                    return Err(e).context("the guest says nothing more");
+                }
+                // The agent takes it for an empty command, whose answer nobody waits for.
+                Err(_) if self.listens => writeln!(self.input)?,
+                Err(_) => {}
+            }
+        }
     }
 
     fn line(&mut self, deadline: Instant) -> anyhow::Result<String> {
@@ -55,7 +71,9 @@ impl Console {
     /// Waits until the agent listens, as it does once after every boot.
     pub(super) fn ready(&mut self, patience: Duration) -> anyhow::Result<()> {
         let deadline = Instant::now() + patience;
+        self.listens = false;
         while self.line(deadline).context("it boots")? != READY {}
+        self.listens = true;
         Ok(())
     }
 
@@ -91,5 +109,6 @@ impl Console {
     /// The other side of a migration: this line goes on where that one was.
     pub(super) fn adopt(&mut self, source: &Console) {
         self.number = source.number;
+        self.listens = true;
     }
 }

@@ -177,7 +177,11 @@ impl Guest {
     #[must_use]
     pub fn logs(&self) -> String {
         let read = |name: &str| std::fs::read(self.directory.join(name)).unwrap_or_default();
-        format!("QEMU: {}\nthe kernel: {}", text(&read("errors")), text(&read("console")))
+        // Whether it is busy, and with what, if it does not answer.
+        let monitor = |line: &str| self.qmp("human-monitor-command", json!({"command-line": line})).unwrap_or_default();
+        let state = ["info status", "info registers", "info pic"].map(monitor);
+        let (errors, kernel) = (text(&read("errors")), text(&read("console")));
+        format!("QEMU: {errors}\nthe kernel: {kernel}\nthe machine: {state:?}")
     }
 
     /// Waits for the end of a boot.
