@@ -66,6 +66,5 @@ guests || {
 echo "== the MAC table under loom: every interleaving"
 RUSTFLAGS="--cfg vswitch_loom" cargo test --locked -p switch-core --lib --target-dir target/loom fdb::loom_tests
 [ "$again" -eq 0 ] || echo "== guest tests failed at first and passed when they were run again"
-[ "$again" -eq 0 ] || echo "== guest tests failed at first and passed when they were run again"
 echo "== $(wc -l <"$VSWITCH_SKIPPED") skipped"
 cat "$VSWITCH_SKIPPED"
