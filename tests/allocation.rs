@@ -214,15 +214,7 @@ fn turns_of_vhost_user_ports_do_not_allocate() {
     let clock = Clock::start();
     let (mut queues, mut controls, mut fronts) = (Vec::new(), Vec::new(), Vec::new());
     for i in 0..2 {
-        let config = VhostConfig {
-            path: directory.join(format!("{i}.sock")),
-            client: false,
-            queues: 1,
-            offload: true,
-            owner: None,
-            group: None,
-            perm: None,
-        };
+        let config = VhostConfig::new(directory.join(format!("{i}.sock")));
         let mut opened = vhost_user::open(&config, Notifier::new(|| {})).expect("opened");
         queues.push(opened.queues.remove(0));
         controls.push(opened.control);

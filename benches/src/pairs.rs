@@ -169,18 +169,7 @@ impl Lab {
         let opened = vec![
             Opened { queues: vec![queue], control: Box::new(Always) },
             tap::open(&tap_config, &links)?,
-            vhost_user::open(
-                &vhost_user::VhostConfig {
-                    path: vhost_path.clone(),
-                    client: false,
-                    queues: 1,
-                    offload: true,
-                    owner: None,
-                    group: None,
-                    perm: None,
-                },
-                Notifier::new(|| {}),
-            )?,
+            vhost_user::open(&vhost_user::VhostConfig::new(&vhost_path), Notifier::new(|| {}))?,
             stream::open(
                 &stream::StreamConfig {
                     place: stream::Place::Path(stream_path.clone()),

@@ -87,6 +87,14 @@ pub struct VhostConfig {
     pub perm: Option<u32>,
 }
 
+impl VhostConfig {
+    /// Listens at a path, with one queue pair and all offloads.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> VhostConfig {
+        VhostConfig { path: path.into(), client: false, queues: 1, offload: true, owner: None, group: None, perm: None }
+    }
+}
+
 /// Why a port cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum VhostError {
