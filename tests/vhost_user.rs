@@ -446,3 +446,18 @@ fn receive_any(front: &mut FrontEnd, queues: usize, wanted: usize) -> usize {
     }
     got
 }
+
+#[test]
+fn an_interrupt_that_went_to_a_descriptor_of_before_is_made_up_for() {
+    let lab = Lab::new(2, "", &[]);
+    let mut a = lab.connect(0, Options::default());
+    let mut b = lab.connect(1, Options::default());
+    introduce(&mut a, &mut b);
+    b.want_interrupts(0).expect("asked for");
+    a.send_all(0, &[plain(0, 1, 60, 7)], PATIENCE).expect("sent");
+    wait_for("the frame is in the ring", PATIENCE, || count(&lab.view("vm1"), "tx_frames") == 2).expect("counted");
+    // The driver has not looked, and the interrupt is lost. No other comes for this request of the driver's.
+    b.exchange_call(0).expect("accepted");
+    assert!(b.interrupted(0, PATIENCE).expect("waited"), "the driver is told to look");
+    assert_eq!(b.receive(0).expect("the ring's rules are kept").len(), 1);
+}

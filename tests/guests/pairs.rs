@@ -50,7 +50,12 @@ fn two_guests_exchange_files_with_every_mixture_of_offloads() {
         }
         lab.wait_up(&[&format!("a{i}"), &format!("b{i}")]);
         let mixture = DEVICES.get(i);
-        a.reach(&format!("10.1.{i}.2")).unwrap_or_else(|e| panic!("{mixture:?}: {e:#}"));
+        a.reach(&format!("10.1.{i}.2")).unwrap_or_else(|e| {
+            let ports = [format!("a{i}"), format!("b{i}")].map(|port| lab.daemon.port(&port).to_string());
+            let guests = [&a, &b]
+                .map(|guest| guest.sh(&format!("cat /proc/net/dev /proc/interrupts; ip a show eth{i}; arp -n")));
+            panic!("{mixture:?}: {e:#}\nthe ports: {ports:#?}\nthe guests: {guests:#?}")
+        });
         a.sh(&format!("ping -c 2 -s 8000 10.1.{i}.2")).unwrap_or_else(|e| panic!("{mixture:?}: fragments: {e:#}"));
         for (to, from, n) in [(&a, &b, 2), (&b, &a, 1)] {
             for address in [format!("10.1.{i}.{n}"), format!("fd00:{i}::{n}")] {

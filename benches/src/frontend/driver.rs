@@ -48,16 +48,28 @@ pub(super) struct Ring {
     pub chains: Vec<Vec<u16>>,
 }
 
+/// A descriptor to be interrupted with, and what waits for it.
+fn interrupts() -> anyhow::Result<(EventFd, Epoll)> {
+    let call = EventFd::new(EFD_NONBLOCK)?;
+    let called = Epoll::new()?;
+    called.ctl(ControlOperation::Add, call.as_raw_fd(), EpollEvent::new(EventSet::IN, 0))?;
+    Ok((call, called))
+}
+
 impl Ring {
+    /// Has no interrupt yet by its new descriptor.
+    pub(super) fn exchange_call(&mut self) -> anyhow::Result<()> {
+        (self.call, self.called) = interrupts()?;
+        Ok(())
+    }
+
     /// Lays a ring out at `at`; returns where it ends.
     pub(super) fn lay(at: u64, size: u16) -> anyhow::Result<(Ring, u64)> {
         let n = u64::from(size);
         let available = at + 16 * n;
         let used = align(available + 6 + 2 * n);
         let tables = align(used + 6 + 8 * n);
-        let call = EventFd::new(EFD_NONBLOCK)?;
-        let called = Epoll::new()?;
-        called.ctl(ControlOperation::Add, call.as_raw_fd(), EpollEvent::new(EventSet::IN, 0))?;
+        let (call, called) = interrupts()?;
         let ring = Ring {
             size,
             descriptors: at,
@@ -374,11 +386,20 @@ impl FrontEnd {
         if self.used(index)? > 0 {
             return Ok(true);
         }
+        self.interrupted(pair, patience)
+    }
+
+    /// Waits for an interrupt of a receive ring, without a look at the ring; false after so long.
+    ///
+    /// # Errors
+    /// The descriptor cannot be waited for.
+    pub fn interrupted(&self, pair: usize, patience: Duration) -> anyhow::Result<bool> {
+        let ring = &self.rings[2 * pair];
         let timeout = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
         let called = ring.called.wait(timeout, &mut [EpollEvent::default()])? > 0;
         if called {
             // It has been rung: the value says nothing more.
-            let _ = self.rings[index].call.read();
+            let _ = ring.call.read();
         }
         Ok(called)
     }

@@ -181,6 +181,8 @@ impl FrontEnd {
             let call = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
             let value = front.request_with(SET_VRING_CALL, &(index as u64).to_ne_bytes(), &[call.as_raw_fd()])?;
             ensure!(value == 0, "a call descriptor is refused");
+            // The device has interrupted once, as for every new descriptor.
+            call.read()?;
             call.write(u64::MAX - 1)?;
             let flags = OFlag::from_bits_retain(fcntl(&call, FcntlArg::F_GETFL)?);
             fcntl(&call, FcntlArg::F_SETFL(flags & !OFlag::O_NONBLOCK))?;

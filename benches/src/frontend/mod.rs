@@ -256,6 +256,16 @@ impl FrontEnd {
         self.start_ring(index)
     }
 
+    /// Gives the device another descriptor to interrupt the driver with, as QEMU does after it has started a ring; what
+    /// came by the one before is gone.
+    ///
+    /// # Errors
+    /// The switch refuses it.
+    pub fn exchange_call(&mut self, index: usize) -> anyhow::Result<()> {
+        self.rings[index].exchange_call()?;
+        Ok(self.vhost.set_vring_call(index, &self.rings[index].call)?)
+    }
+
     /// What was negotiated.
     #[must_use]
     pub fn features(&self) -> u64 {

@@ -140,7 +140,16 @@ impl Setup {
         let memory = format!("memory-backend-memfd,id=mem,size={}M,share=on", self.memory_mib);
         command
             .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
-            .args(["-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg,thread=single", "-object", &memory])
+            .args([
+                "-nodefaults",
+                "-no-user-config",
+                "-display",
+                "none",
+                "-accel",
+                "tcg,thread=single",
+                "-object",
+                &memory,
+            ])
             .args(["-machine", "q35,memory-backend=mem", "-m", &self.memory_mib.to_string()])
             .args(["-smp", &self.cpus.to_string()])
             .arg("-kernel")
