@@ -151,7 +151,8 @@ impl Setup {
                 &memory,
             ])
             .args(["-machine", "q35,memory-backend=mem", "-m", &self.memory_mib.to_string()])
-            .args(["-smp", &self.cpus.to_string()])
+            // With one processor at most, QEMU leaves out the guest's memory barriers, and the switch shares that memory.
+            .args(["-smp", &format!("{},maxcpus={}", self.cpus, self.cpus.max(2))])
             .arg("-kernel")
             .arg(image.join("vmlinuz"))
             .arg("-initrd")
