@@ -38,7 +38,7 @@ cp "$work"/package/boot/vmlinuz-* "$work/image/vmlinuz"
 cp "$(command -v busybox)" "$work/root/bin/busybox"
 cp "$here/init" "$work/root/init"
 chmod 755 "$work/root/init"
-for module in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover virtio_net \
+for module in virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci failover net_failover virtio_console virtio_net \
     llc stp garp mrp 8021q; do
     file=$(find "$work/package/lib/modules" -name "$module.ko*" | head -n 1)
     case $file in

@@ -1,9 +1,9 @@
-//! The line to a guest's agent: QEMU's standard input and output are the guest's second serial port.
+//! The line to a guest's agent: QEMU's standard input and output are the guest's virtio console.
 
 use std::{
     io::{Read, Write},
     process::{ChildStdin, ChildStdout},
-    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    sync::mpsc::{Receiver, channel},
     time::{Duration, Instant},
 };
 
@@ -12,17 +12,12 @@ use anyhow::{Context, bail};
 /// What the agent says when it begins to listen.
 const READY: &str = "guest ready";
 
-/// After so much silence the serial port is woken: on a busy host its emulation has been seen to sleep on a command.
-const NUDGE: Duration = Duration::from_secs(10);
-
 pub(super) struct Console {
     input: ChildStdin,
     output: Receiver<Vec<u8>>,
     buffer: Vec<u8>,
     /// The number of the last command.
     number: u64,
-    /// The agent has begun.
-    listens: bool,
 }
 
 impl Console {
@@ -37,25 +32,13 @@ impl Console {
                 }
             }
         });
-        Console { input, output: receiver, buffer: Vec::new(), number: 0, listens: false }
+        Console { input, output: receiver, buffer: Vec::new(), number: 0 }
     }
 
     fn more(&mut self, deadline: Instant) -> anyhow::Result<()> {
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.output.recv_timeout(left.min(NUDGE)) {
-                Ok(chunk) => {
-                    self.buffer.extend(chunk);
-                    return Ok(());
-                }
-                Err(e) if left <= NUDGE || e == RecvTimeoutError::Disconnected => {
-                    return Err(e).context("the guest says nothing more");
-                }
-                // The agent takes it for an empty command, whose answer nobody waits for.
-                Err(_) if self.listens => writeln!(self.input)?,
-                Err(_) => {}
-            }
-        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.buffer.extend(self.output.recv_timeout(left).context("the guest says nothing more")?);
+        Ok(())
     }
 
     fn line(&mut self, deadline: Instant) -> anyhow::Result<String> {
@@ -71,9 +54,7 @@ impl Console {
     /// Waits until the agent listens, as it does once after every boot.
     pub(super) fn ready(&mut self, patience: Duration) -> anyhow::Result<()> {
         let deadline = Instant::now() + patience;
-        self.listens = false;
         while self.line(deadline).context("it boots")? != READY {}
-        self.listens = true;
         Ok(())
     }
 
@@ -109,6 +90,5 @@ impl Console {
     /// The other side of a migration: this line goes on where that one was.
     pub(super) fn adopt(&mut self, source: &Console) {
         self.number = source.number;
-        self.listens = true;
     }
 }

@@ -1,4 +1,4 @@
-//! Guests of QEMU: Debian's cloud kernel with busybox, driven over a serial port by an agent that runs shell lines.
+//! Guests of QEMU: Debian's cloud kernel with busybox, driven over a virtio console by an agent that runs shell lines.
 //!
 //! A guest is started by [`Setup::start`] and boots while the caller does other things; [`Guest::ready`] waits for it.
 //! Everything it has goes away with its guard, and QEMU dies with the thread that started it, even by SIGKILL.
@@ -140,16 +140,7 @@ impl Setup {
         let memory = format!("memory-backend-memfd,id=mem,size={}M,share=on", self.memory_mib);
         command
             .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
-            .args([
-                "-nodefaults",
-                "-no-user-config",
-                "-display",
-                "none",
-                "-accel",
-                "tcg,thread=single",
-                "-object",
-                &memory,
-            ])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg", "-object", &memory])
             .args(["-machine", "q35,memory-backend=mem", "-m", &self.memory_mib.to_string()])
             // With one processor at most, QEMU leaves out the guest's memory barriers, and the switch shares that memory.
             .args(["-smp", &format!("{},maxcpus={}", self.cpus, self.cpus.max(2))])
@@ -159,7 +150,9 @@ impl Setup {
             .arg(image.join("initrd"))
             .args(["-append", "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=unstable"])
             .args(["-serial", &format!("file:{}", directory.join("console").display())])
-            .args(["-chardev", "stdio,id=agent,signal=off", "-serial", "chardev:agent"])
+            // Not a second serial port: their emulation has been seen to lose interrupts, and then a command or an answer.
+            .args(["-chardev", "stdio,id=agent,signal=off", "-device", "virtio-serial-pci"])
+            .args(["-device", "virtconsole,chardev=agent"])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", directory.join("qmp").display())])
             .args(&self.arguments);
         let errors = std::fs::File::create(directory.join("errors"))?;
