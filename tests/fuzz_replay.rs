@@ -72,7 +72,7 @@ fn messages_of_a_vmm() {
         }
     }
     let _cleaner = Cleaner;
-    replay("vhost", 100, fuzz_vhost);
+    replay("vhost", 400, fuzz_vhost);
     let mut coverage = (0, 0);
     wait_for("frames pass and rings break", PATIENCE, || {
         coverage = vhost_coverage();
