@@ -103,7 +103,8 @@ impl RawSocket {
         checked(n).map(|n| n as usize)
     }
 
-    /// Receives up to [`BURST`] frames and shows each to `look` (at most 2048 bytes of it). Zero after the timeout.
+    /// Receives up to [`BURST`] frames and shows each to `look` (at most 2048 bytes of it). Zero after the timeout, or
+    /// sooner if the process was stopped and goes on, which ends a receive call that has a timeout (signal(7)).
     ///
     /// # Errors
     /// As the kernel says.
@@ -133,7 +134,7 @@ impl RawSocket {
                 }
                 Ok(n as usize)
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(0),
             Err(e) => Err(e),
         }
     }
