@@ -55,9 +55,11 @@ impl MacBits {
     #[inline]
     #[must_use]
     pub const fn of_header(header: &[u8; 14]) -> (MacBits, MacBits) {
-        let h = header;
-        let dst = u64::from_be_bytes([h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7]]) >> 16;
-        let src = u64::from_be_bytes([h[6], h[7], h[8], h[9], h[10], h[11], h[12], h[13]]) >> 16;
+        // Each by one load of eight bytes.
+        let (first, [_, _, _, _, _, _, last @ ..]) = (header.first_chunk(), header);
+        let Some(first) = first else { unreachable!() };
+        let dst = u64::from_be_bytes(*first) >> 16;
+        let src = u64::from_be_bytes(*last) >> 16;
         (MacBits(dst), MacBits(src))
     }
 

@@ -23,9 +23,14 @@ use super::{
     inflight::Inflight,
     log::RingLog,
 };
-use crate::sys::{
-    guest::{AVAILABLE_EVENT_BYTES, GuestMemory, RingMemory, Span, USED_ENTRY_BYTES, USED_HEADER_BYTES},
-    mapping,
+use crate::{
+    batch::BATCH_FRAMES,
+    sys::{
+        guest::{
+            AVAILABLE_EVENT_BYTES, Descriptor, GuestMemory, RingMemory, Span, USED_ENTRY_BYTES, USED_HEADER_BYTES,
+        },
+        mapping,
+    },
 };
 
 /// Descriptors in one chain, tables included. Linux uses up to 19.
@@ -92,9 +97,9 @@ pub fn chain<'m>(
 #[inline]
 fn walk<'m>(
     memory: &'m GuestMemory,
-    first: crate::sys::guest::Descriptor,
+    first: Descriptor,
     writable: bool,
-    follow: impl Fn(u16) -> Option<crate::sys::guest::Descriptor>,
+    follow: impl Fn(u16) -> Option<Descriptor>,
     spans: &mut Spans<'m>,
 ) -> Result<usize, Fault> {
     let mut descriptor = first;
@@ -121,6 +126,40 @@ fn walk<'m>(
         }
     }
     Err(Fault::TooLong)
+}
+
+/// The buffer of a chain that is nothing else.
+#[inline]
+fn single(memory: &GuestMemory, first: Descriptor, writable: bool) -> Option<Span<'_>> {
+    if first.next().is_some() || first.is_indirect() || first.is_writable() != writable {
+        return None;
+    }
+    memory.span(first.addr, first.len as usize).filter(|span| span.len() == first.len as usize)
+}
+
+/// A chain that waits, as far as one look shows it.
+#[derive(Clone, Copy)]
+pub struct Ahead<'m> {
+    /// Its head.
+    pub head: u16,
+    /// All of it, if it is one buffer of the right direction; else only [`chain`] can say what it is.
+    pub whole: Option<Span<'m>>,
+}
+
+/// The next chains of a ring; see [`Cursor::look`].
+pub struct Window<'m> {
+    begin: u16,
+    most: usize,
+    chains: ArrayVec<Ahead<'m>, BATCH_FRAMES>,
+}
+
+impl Window<'_> {
+    /// Sees nothing yet, and never more than `most` chains.
+    #[inline]
+    #[must_use]
+    pub fn new(most: usize) -> Self {
+        Window { begin: 0, most: most.min(BATCH_FRAMES), chains: ArrayVec::new() }
+    }
 }
 
 /// Where the device is in a ring.
@@ -293,6 +332,54 @@ impl Running {
 }
 
 impl Cursor {
+    /// Asks the driver how far it is; how many chains wait.
+    #[inline]
+    fn see(&mut self, memory: &RingMemory) -> Result<u16, Fault> {
+        let seen = memory.available_index();
+        let waiting = seen.wrapping_sub(self.next);
+        if waiting > memory.size() {
+            return Err(Fault::Index);
+        }
+        self.seen = seen;
+        Ok(waiting)
+    }
+
+    /// Looks at the chains that wait, as many as the window is for, and has all that is needed of them fetched into the cache: it was last in
+    /// that of the driver's processor, and to wait for one line after the other would cost more than all the rest.
+    #[inline]
+    pub fn look<'m>(&mut self, memory: &'m RingMemory, writable: bool, window: &mut Window<'m>) -> Result<(), Fault> {
+        window.begin = self.next;
+        if self.resumed < self.left.len() {
+            return Ok(());
+        }
+        let mut waiting = usize::from(self.seen.wrapping_sub(self.next));
+        if waiting < window.most {
+            waiting = usize::from(self.see(memory)?);
+        }
+        let count = waiting.min(window.most) as u16;
+        for ahead in 0..count {
+            memory.fetch_descriptor(memory.available_entry(self.next.wrapping_add(ahead)));
+        }
+        memory.fetch_used(self.used, usize::from(count));
+        for ahead in 0..count {
+            let head = memory.available_entry(self.next.wrapping_add(ahead));
+            let whole = memory.descriptor(head).and_then(|first| single(memory.memory(), first, writable));
+            if let Some(span) = &whole {
+                if writable { span.fetch_to_write() } else { span.fetch() }
+            }
+            window.chains.push(Ahead { head, whole });
+        }
+        Ok(())
+    }
+
+    /// Takes the chain that a window shows next, if it does; as [`pop`](Self::pop).
+    #[inline]
+    pub fn pop_seen<'m>(&mut self, window: &Window<'m>) -> Option<Ahead<'m>> {
+        let ahead = *window.chains.get(usize::from(self.next.wrapping_sub(window.begin)))?;
+        self.next = self.next.wrapping_add(1);
+        Some(ahead)
+    }
+
     /// Takes the next chain, if there is one; returns its head.
     #[inline]
     pub fn pop(&mut self, memory: &RingMemory) -> Result<Option<u16>, Fault> {
@@ -301,12 +388,7 @@ impl Cursor {
                 self.resumed += 1;
                 return Ok(Some(*head));
             }
-            let seen = memory.available_index();
-            if seen.wrapping_sub(self.next) > memory.size() {
-                return Err(Fault::Index);
-            }
-            self.seen = seen;
-            if seen == self.next {
+            if self.see(memory)? == 0 {
                 return Ok(None);
             }
         }

@@ -15,13 +15,16 @@ use parking_lot::{ArcMutexGuard, Mutex, RawMutex};
 use super::{
     Shared, announced,
     features::Features,
-    ring::{Fault, Ring, Running, Spans, chain},
+    ring::{Ahead, Fault, Ring, Running, Spans, Window, chain},
 };
 use crate::{
-    batch::{Batch, MAX_FRAME_BYTES},
+    batch::{BATCH_FRAMES, Batch, MAX_FRAME_BYTES},
     frame::offload::{Gso, Offload, VNET_HDR_BYTES},
     port::{Armed, PortRx, RxStatus},
-    sys::{buf::Piece, guest::Span},
+    sys::{
+        buf::Piece,
+        guest::{RingMemory, Span},
+    },
 };
 
 /// Pieces that the rest of one frame is leased in; a frame in more is copied. A gather list must also hold its head.
@@ -132,21 +135,80 @@ fn fill(running: &mut Running, batch: &mut Batch, lost: &mut u64) -> Result<RxSt
         running.disarm();
     }
     let Running { memory, cursor, features, inflight, .. } = running;
+    let mut window = Window::new(BATCH_FRAMES - batch.len());
+    cursor.look(memory, false, &mut window)?;
     while batch.has_room() {
-        let Some(head) = cursor.pop(memory)? else { return Ok(RxStatus::Drained) };
-        let mut spans = Spans::new();
-        let total = chain(memory, head, false, *features, &mut spans)?;
-        if total <= features.header_bytes() + MAX_FRAME_BYTES {
-            take(batch, &spans, total, *features);
-        } else {
-            *lost += 1;
-        }
+        let (head, total) = match cursor.pop_seen(&window) {
+            Some(Ahead { head, whole: Some(span) }) => {
+                if span.len() <= features.header_bytes() + MAX_FRAME_BYTES {
+                    take_whole(batch, span, *features);
+                }
+                (head, span.len())
+            }
+            seen => {
+                let Some(head) = seen.map_or_else(|| cursor.pop(memory), |ahead| Ok(Some(ahead.head)))? else {
+                    return Ok(RxStatus::Drained);
+                };
+                (head, take_chain(batch, memory, head, *features)?)
+            }
+        };
+        *lost += u64::from(total > features.header_bytes() + MAX_FRAME_BYTES);
         if let Some(inflight) = inflight {
             inflight.took(head);
         }
         cursor.push_used(memory, head, 0);
     }
     Ok(RxStatus::More)
+}
+
+/// Puts the frame of a chain into the batch, unless it is too long; its length with the header.
+#[inline(never)]
+fn take_chain(batch: &mut Batch, memory: &RingMemory, head: u16, features: Features) -> Result<usize, Fault> {
+    let mut spans = Spans::new();
+    let total = chain(memory, head, false, features, &mut spans)?;
+    if total <= features.header_bytes() + MAX_FRAME_BYTES {
+        take(batch, &spans, total, features);
+    }
+    Ok(total)
+}
+
+/// Puts a frame in one buffer into the batch: nearly all are like that.
+#[inline]
+fn take_whole(batch: &mut Batch, span: Span<'_>, features: Features) {
+    let header_bytes = features.header_bytes();
+    if span.len() < header_bytes || header_bytes != VNET_HDR_BYTES {
+        return take(batch, &[span], span.len(), features);
+    }
+    let (slot, _) = batch.receive_buffers();
+    let done = span.read(&mut slot[..VNET_HDR_BYTES + JUDGED_BYTES]);
+    let header: &[u8; VNET_HDR_BYTES] = slot.first_chunk().expect("a slot begins with a header");
+    let offload = offload(header);
+    if done == span.len() {
+        batch.push_received(done - VNET_HDR_BYTES).offload = offload;
+        return;
+    }
+    let mut rest = span.skip(done);
+    let mut done = done;
+    if !offload.is_none() {
+        // As much as a slot holds: what is owed may lie deep.
+        let more = rest.read(&mut slot[done..]);
+        rest = rest.skip(more);
+        done += more;
+    }
+    let tail = [rest.lease()];
+    let tail = if rest.is_empty() { &[] } else { &tail[..] };
+    // There is room for the piece: `has_room` said so.
+    if let Some(slot) = batch.push_leased(done - VNET_HDR_BYTES, tail, 0) {
+        slot.offload = offload;
+    }
+}
+
+/// What a driver says that it owes. An unknown type is carried on as the one that is always refused, so that it is counted.
+/// That a checksum was verified is not for a driver to say (virtio 1.3 §5.1.6.2).
+#[inline]
+fn offload(wire: &[u8; VNET_HDR_BYTES]) -> Offload {
+    let offload = Offload::decode(wire).unwrap_or(Offload { gso: Gso::Ufo, ..Offload::NONE });
+    Offload { data_valid: false, ..offload }
 }
 
 /// Puts one frame into the batch.
@@ -163,10 +225,7 @@ fn take(batch: &mut Batch, spans: &[Span<'_>], total: usize, features: Features)
     } else {
         let mut wire = [0; VNET_HDR_BYTES];
         wire[..header_bytes].copy_from_slice(&own[..header_bytes]);
-        // An unknown type is carried on as the one that is always refused, so that it is counted. That a checksum was
-        // verified is not for a driver to say (virtio 1.3 §5.1.6.2).
-        let offload = Offload::decode(&wire).unwrap_or(Offload { gso: Gso::Ufo, ..Offload::NONE });
-        Offload { data_valid: false, ..offload }
+        offload(&wire)
     };
     if !rest.is_empty() && (!fits || !offload.is_none()) {
         // As much as a slot holds: what is owed may lie deep, or there are fewer pieces then.

@@ -11,13 +11,18 @@ use arrayvec::ArrayVec;
 use super::{
     Shared,
     features::{self, Features},
-    ring::{Fault, Running, Spans, chain},
+    inflight::Inflight,
+    log::RingLog,
+    ring::{Ahead, Cursor, Fault, Running, Spans, Window, chain},
 };
 use crate::{
     egress::{Egress, OutFrame},
     frame::offload::{Capabilities, VNET_HDR_BYTES},
     port::{PortTx, Sent},
-    sys::{buf::Piece, guest::Span},
+    sys::{
+        buf::Piece,
+        guest::{RingMemory, Span},
+    },
 };
 
 /// Chains that one frame is spread over at most: 64 KiB in buffers of 512 bytes.
@@ -55,47 +60,20 @@ impl PortTx for VhostTx {
 
     fn tx(&mut self, egress: &Egress<'_>) -> Sent {
         let mut sent = Sent::default();
-        let mut fault = None;
         // A driver may use fewer queues than there are; the flows of the others go where it looks.
         let mut ring = self.shared.receive_ring(self.pair).lock();
-        if let Some(running) = &mut ring.running {
-            // Nobody waits for the driver to add buffers.
-            running.disarm();
-            let able = running.features.capabilities();
-            for frame in egress.iter() {
-                if fault.is_some() {
-                    sent.port_down += 1;
-                    continue;
-                }
-                // The driver may have changed its mind since the frame was prepared.
-                let fits = |ipv6| able.contains(frame.offload.needs(ipv6));
-                if frame.offload.owes() && !fits(false) && !fits(true) {
-                    sent.error += 1;
-                    continue;
-                }
-                match put(running, frame) {
-                    Ok(()) => {
-                        sent.frames += 1;
-                        sent.bytes += u64::from(frame.len);
-                    }
-                    Err(Refused::Full) => sent.queue_full += 1,
-                    Err(Refused::TooBig) => sent.too_big += 1,
-                    Err(Refused::Broken(why)) => {
-                        fault = Some(why);
-                        sent.port_down += 1;
-                    }
-                }
-            }
-            if let Err(why) = running.publish() {
-                fault = Some(why);
-            }
-            if running.lost_memory() {
-                fault = Some(Fault::Memory);
-            }
-        } else {
+        let Some(running) = &mut ring.running else {
             sent.port_down += egress.len() as u32;
+            return sent;
+        };
+        // Nobody waits for the driver to add buffers.
+        running.disarm();
+        let filled = fill(running, egress, &mut sent);
+        let mut outcome = running.publish().and(filled);
+        if running.lost_memory() {
+            outcome = Err(Fault::Memory);
         }
-        if let Some(fault) = fault {
+        if let Err(fault) = outcome {
             ring.fail(fault);
             self.shared.broke();
         }
@@ -103,60 +81,120 @@ impl PortTx for VhostTx {
     }
 }
 
-/// Copies one frame into the guest's buffers; after an error the ring is as before.
-fn put(running: &mut Running, frame: &OutFrame<'_>) -> Result<(), Refused> {
+/// Puts frames into a ring; what comes after a fault is lost.
+fn fill(running: &mut Running, egress: &Egress<'_>, sent: &mut Sent) -> Result<(), Fault> {
+    let able = running.features.capabilities();
     let Running { memory, cursor, features, log, inflight, .. } = running;
-    let before = cursor.position();
-    let mut spans = Spans::new();
-    let mut heads: ArrayVec<(u16, u32), MAX_BUFFERS> = ArrayVec::new();
-    let header_bytes = features.header_bytes();
-    let wanted = header_bytes + frame.len as usize;
-    let mut room = 0;
-    let collected = loop {
-        let head = match cursor.pop(memory) {
-            Ok(Some(head)) => head,
-            Ok(None) => break Err(Refused::Full),
-            Err(fault) => break Err(fault.into()),
-        };
-        let n = match chain(memory, head, true, *features, &mut spans) {
-            Ok(n) => n,
-            Err(Fault::TooLong) if !heads.is_empty() => break Err(Refused::TooBig),
-            Err(fault) => break Err(fault.into()),
-        };
-        heads.push((head, n as u32));
-        room += n;
-        if room >= wanted {
-            break Ok(());
+    let mut filler = Filler { memory, cursor, features: *features, log: log.as_ref(), inflight: inflight.as_mut() };
+    let mut window = Window::new(egress.len());
+    filler.cursor.look(memory, true, &mut window).inspect_err(|_| sent.port_down += egress.len() as u32)?;
+    for (index, frame) in egress.iter().enumerate() {
+        // The driver may have changed its mind since the frame was prepared.
+        let fits = |ipv6| able.contains(frame.offload.needs(ipv6));
+        if frame.offload.owes() && !fits(false) && !fits(true) {
+            sent.error += 1;
+            continue;
         }
-        if !features.has(features::MRG_RXBUF) || heads.is_full() {
-            break Err(Refused::TooBig);
+        match filler.put(frame, &window) {
+            Ok(()) => {
+                sent.frames += 1;
+                sent.bytes += u64::from(frame.len);
+            }
+            Err(Refused::Full) => sent.queue_full += 1,
+            Err(Refused::TooBig) => sent.too_big += 1,
+            Err(Refused::Broken(fault)) => {
+                sent.port_down += (egress.len() - index) as u32;
+                return Err(fault);
+            }
         }
-    };
-    if let Err(refused) = collected {
-        cursor.rewind(before);
-        return Err(refused);
-    }
-    let mut writer = Writer { spans: &spans, at: 0 };
-    writer.write(&header(frame, heads.len() as u16, *features)[..header_bytes]);
-    let (first, rest, tail) = frame.parts();
-    writer.write(first);
-    writer.write(rest);
-    for piece in tail {
-        writer.write_piece(*piece);
-    }
-    if let Some(log) = log {
-        log.wrote(memory.memory(), &spans, wanted);
-    }
-    let mut left = wanted as u32;
-    for (head, n) in heads {
-        let written = left.min(n);
-        left -= written;
-        if let Some(inflight) = inflight {
-            inflight.took(head);
-        }
-        cursor.push_used(memory, head, written);
     }
     Ok(())
+}
+
+/// A running ring while frames are put into it.
+struct Filler<'r> {
+    memory: &'r RingMemory,
+    cursor: &'r mut Cursor,
+    features: Features,
+    log: Option<&'r RingLog>,
+    inflight: Option<&'r mut Inflight>,
+}
+
+impl Filler<'_> {
+    /// Copies one frame into the guest's buffers; after an error the ring is as before.
+    #[inline]
+    fn put(&mut self, frame: &OutFrame<'_>, window: &Window<'_>) -> Result<(), Refused> {
+        let before = self.cursor.position();
+        let wanted = self.features.header_bytes() + frame.len as usize;
+        if let Some(Ahead { head, whole: Some(span) }) = self.cursor.pop_seen(window)
+            && span.len() >= wanted
+            && self.features.header_bytes() == VNET_HDR_BYTES
+        {
+            let mut to = span.skip(span.update(&header(frame, 1, self.features)));
+            let (first, rest, tail) = frame.parts();
+            to = to.skip(to.write(first));
+            if frame.contiguous(false).is_none() {
+                to = to.skip(to.write(rest));
+                for piece in tail {
+                    to = to.skip(to.write_piece(*piece));
+                }
+            }
+            if let Some(log) = self.log {
+                log.wrote(self.memory.memory(), &[span], wanted);
+            }
+            self.used(head, wanted as u32);
+            return Ok(());
+        }
+        self.cursor.rewind(before);
+        self.put_chains(frame, wanted).inspect_err(|_| self.cursor.rewind(before))
+    }
+
+    fn used(&mut self, head: u16, written: u32) {
+        if let Some(inflight) = &mut self.inflight {
+            inflight.took(head);
+        }
+        self.cursor.push_used(self.memory, head, written);
+    }
+
+    /// As [`put`](Self::put), where it takes several buffers; after an error chains have been taken.
+    #[inline(never)]
+    fn put_chains(&mut self, frame: &OutFrame<'_>, wanted: usize) -> Result<(), Refused> {
+        let memory = self.memory;
+        let mut spans = Spans::new();
+        let mut heads: ArrayVec<(u16, u32), MAX_BUFFERS> = ArrayVec::new();
+        let mut room = 0;
+        while room < wanted {
+            if !heads.is_empty() && !self.features.has(features::MRG_RXBUF) || heads.is_full() {
+                return Err(Refused::TooBig);
+            }
+            let head = self.cursor.pop(memory)?.ok_or(Refused::Full)?;
+            let n = match chain(memory, head, true, self.features, &mut spans) {
+                Ok(n) => n,
+                Err(Fault::TooLong) if !heads.is_empty() => return Err(Refused::TooBig),
+                Err(fault) => return Err(fault.into()),
+            };
+            heads.push((head, n as u32));
+            room += n;
+        }
+        let mut writer = Writer { spans: &spans, at: 0 };
+        writer.write(&header(frame, heads.len() as u16, self.features)[..self.features.header_bytes()]);
+        let (first, rest, tail) = frame.parts();
+        writer.write(first);
+        writer.write(rest);
+        for piece in tail {
+            writer.write_piece(*piece);
+        }
+        if let Some(log) = self.log {
+            log.wrote(memory.memory(), &spans, wanted);
+        }
+        let mut left = wanted as u32;
+        for (head, n) in heads {
+            let written = left.min(n);
+            left -= written;
+            self.used(head, written);
+        }
+        Ok(())
+    }
 }
 
 fn header(frame: &OutFrame<'_>, buffers: u16, features: Features) -> [u8; VNET_HDR_BYTES] {
