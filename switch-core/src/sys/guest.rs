@@ -22,6 +22,7 @@ use super::{
     mapping::Mapping,
     prefetch::{LINE, prefetch_line, prefetch_line_to_write},
 };
+use crate::frame::offload::VNET_HDR_BYTES;
 
 /// Regions that one guest can have.
 pub const MAX_REGIONS: usize = 64;
@@ -141,6 +142,35 @@ impl GuestMemory {
     }
 }
 
+/// A virtio-net header (virtio 1.3 §5.1.6) as two words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// `flags` (the lowest byte), `gso_type`, `hdr_len`, `gso_size`, `csum_start`.
+    pub flags_and_lengths: u64,
+    /// `csum_offset` (the lower half), `num_buffers`.
+    pub rest: u32,
+}
+
+impl Header {
+    /// The words of a header.
+    #[inline]
+    #[must_use]
+    pub fn read(bytes: &[u8; VNET_HDR_BYTES]) -> Header {
+        let [a, b, c, d, e, f, g, h, rest @ ..] = *bytes;
+        let flags_and_lengths = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+        Header { flags_and_lengths, rest: u32::from_le_bytes(rest) }
+    }
+
+    /// The header of these words.
+    #[must_use]
+    pub fn bytes(self) -> [u8; VNET_HDR_BYTES] {
+        let mut bytes = [0; VNET_HDR_BYTES];
+        bytes[..8].copy_from_slice(&self.flags_and_lengths.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.rest.to_le_bytes());
+        bytes
+    }
+}
+
 /// A part of guest memory. The bytes may change under every reader.
 #[derive(Clone, Copy, Debug)]
 pub struct Span<'m> {
@@ -195,16 +225,23 @@ impl Span<'_> {
         n
     }
 
-    /// Copies to the beginning of the span, unless the same is there: a line that is only read stays in the caches of both
-    /// sides. Returns how many bytes.
+    /// Writes a header to the beginning of the span, unless it is there already: a line that is only read stays in the
+    /// caches of both sides. Returns how many bytes that are, none if the span is shorter.
     #[inline]
-    pub fn update<const N: usize>(&self, from: &[u8; N]) -> usize {
-        if N > self.len {
-            return self.write(from);
+    pub fn update(&self, header: Header) -> usize {
+        if self.len < VNET_HDR_BYTES {
+            return 0;
         }
-        // SAFETY: as for `read`; N bytes are inside the span. An array of bytes is aligned wherever it is.
-        let same = unsafe { self.base.cast::<[u8; N]>().read() } == *from;
-        if same { N } else { self.write(from) }
+        let (first, last) = (self.base.cast::<u64>(), self.base.wrapping_add(8).cast::<u32>());
+        // SAFETY: as for `read`; 8 and 4 bytes are inside the span, and no alignment is asked for.
+        unsafe {
+            let (low, high) = (header.flags_and_lengths.to_le(), header.rest.to_le());
+            if (first.read_unaligned() ^ low) | u64::from(last.read_unaligned() ^ high) != 0 {
+                first.write_unaligned(low);
+                last.write_unaligned(high);
+            }
+        }
+        VNET_HDR_BYTES
     }
 
     /// Has the first two cache lines fetched: nearly all that is touched of a short frame.

@@ -21,7 +21,7 @@ use crate::{
     port::{PortTx, Sent},
     sys::{
         buf::Piece,
-        guest::{RingMemory, Span},
+        guest::{Header, RingMemory, Span},
     },
 };
 
@@ -130,7 +130,7 @@ impl Filler<'_> {
             && span.len() >= wanted
             && self.features.header_bytes() == VNET_HDR_BYTES
         {
-            let mut to = span.skip(span.update(&header(frame, 1, self.features)));
+            let mut to = span.skip(span.update(header(frame, 1, self.features)));
             let (first, rest, tail) = frame.parts();
             to = to.skip(to.write(first));
             if frame.contiguous(false).is_none() {
@@ -177,7 +177,7 @@ impl Filler<'_> {
             room += n;
         }
         let mut writer = Writer { spans: &spans, at: 0 };
-        writer.write(&header(frame, heads.len() as u16, self.features)[..self.features.header_bytes()]);
+        writer.write(&header(frame, heads.len() as u16, self.features).bytes()[..self.features.header_bytes()]);
         let (first, rest, tail) = frame.parts();
         writer.write(first);
         writer.write(rest);
@@ -197,13 +197,15 @@ impl Filler<'_> {
     }
 }
 
-fn header(frame: &OutFrame<'_>, buffers: u16, features: Features) -> [u8; VNET_HDR_BYTES] {
-    let mut header = *frame.header();
+/// The header that this driver gets. Made of words: of bytes that were just written one by one the processor cannot make a
+/// word before they are in the cache, behind everything else that is on its way there.
+#[inline]
+fn header(frame: &OutFrame<'_>, buffers: u16, features: Features) -> Header {
+    let Header { mut flags_and_lengths, rest } = Header::read(frame.header());
     if !features.has(features::GUEST_CSUM) {
-        header[0] &= !FLAG_DATA_VALID;
+        flags_and_lengths &= !u64::from(FLAG_DATA_VALID);
     }
-    header[10..12].copy_from_slice(&buffers.to_le_bytes());
-    header
+    Header { flags_and_lengths, rest: rest & 0xffff | u32::from(buffers) << 16 }
 }
 
 /// Writes one thing after the other into a list of buffers that has room for all.
