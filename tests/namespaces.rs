@@ -1,12 +1,18 @@
 //! The switch among real namespaces and TAPs: reachability, isolation, data integrity, devices that come and go.
 
-use std::{net::UdpSocket, time::Duration};
+use std::{net::UdpSocket, sync::atomic::AtomicBool, time::Duration};
 
-use switch_core::{mac::MacAddr, sys::raw::RawSocket};
+use switch_core::{
+    mac::MacAddr,
+    sys::raw::{RawSocket, Way},
+};
 use vswitch_benches::{
-    frames::{self, Sink, Stream},
+    ends::{PacketRx, PacketTx},
+    frames,
     netns::{Namespace, exec, unique, wait_for},
+    run::{Limit, Sink, generate},
     tools::ping,
+    traffic::{Composer, Outcome, Tally, Traffic},
 };
 use vswitch_tests::{Daemon, PATIENCE, transfer};
 
@@ -44,6 +50,22 @@ impl Lab {
     fn mac(&self, host: usize) -> MacAddr {
         let text = self.hosts[host].exec(&["cat", "/sys/class/net/eth0/address"]).expect("the TAP is there");
         text.trim().parse().expect("a MAC address")
+    }
+
+    /// Traffic from one host to another, and a sink for it there.
+    fn sink(&self, from: usize, to: usize, rate: f64) -> (Traffic, Sink<Tally>) {
+        let traffic = Traffic::new(self.mac(to), self.mac(from)).size(204).rate(rate);
+        let end = PacketRx::open(&self.hosts[to], "eth0").expect("opened");
+        let tally = Tally::new(traffic.clone()).expect("it can be made");
+        (traffic, Sink::start(end, tally).expect("sink"))
+    }
+
+    /// Sends it; returns how many frames.
+    fn send(&self, from: usize, traffic: &Traffic, time: Duration) -> u64 {
+        let mut source = Composer::new(traffic.clone()).expect("it can be made");
+        let mut end = PacketTx::open(&self.hosts[from], "eth0", Way::default()).expect("opened");
+        let stop = AtomicBool::new(false);
+        generate(&mut source, &mut end, traffic.schedule(), Limit::time(time), &stop).expect("sent").frames
     }
 
     /// Sends so many bytes from one host to another; they must arrive as they were sent.
@@ -121,12 +143,12 @@ fn segmented_datagrams_arrive_unchanged_with_every_mix_of_offloads() {
 fn a_stream_keeps_its_order_over_several_queues_and_workers() {
     let lab = Lab::new(&[",queues=2", ",queues=2"], &["--workers", "2"]);
     assert!(lab.pings(0, 1));
-    let stream = Stream { dst: lab.mac(1), src: lab.mac(0), bytes: 200, rate: 10_000 };
-    let sink = Sink::start(&lab.hosts[1], "eth0").expect("sink");
-    let sent = frames::send(&lab.hosts[0], "eth0", &stream, Duration::from_secs(1)).expect("sent");
-    wait_for("all frames are there", PATIENCE, || sink.received() >= sent).expect("nothing is lost at this rate");
-    let tally = sink.finish().expect("sink");
-    assert_eq!((tally.received, tally.reordered, tally.duplicated, tally.corrupted), (sent, 0, 0, 0));
+    let (traffic, sink) = lab.sink(0, 1, 10_000.0);
+    let sent = lab.send(0, &traffic, Duration::from_secs(1));
+    wait_for("all frames are there", PATIENCE, || sink.arrived() >= sent).expect("nothing is lost at this rate");
+    let outcome = sink.finish().expect("sink").judge.outcome(sent, 0);
+    let foreign = outcome.foreign;
+    assert_eq!(outcome, Outcome { sent, received: sent, foreign, ..Outcome::default() });
 }
 
 #[test]
@@ -228,11 +250,10 @@ fn jumbo_frames_pass_where_the_domain_allows_them() {
 fn other_ports_lose_no_frame_while_the_switch_is_changed() {
     let lab = Lab::new(&["", ""], &[]);
     assert!(lab.pings(0, 1));
-    let stream = Stream { dst: lab.mac(1), src: lab.mac(0), bytes: 200, rate: 5_000 };
-    let sink = Sink::start(&lab.hosts[1], "eth0").expect("sink");
+    let (traffic, sink) = lab.sink(0, 1, 5_000.0);
     let sent = std::thread::scope(|scope| {
-        let sender = scope.spawn(|| frames::send(&lab.hosts[0], "eth0", &stream, Duration::from_secs(3)));
-        wait_for("traffic flows", PATIENCE, || sink.received() > 1000).expect("frames arrive");
+        let sender = scope.spawn(|| lab.send(0, &traffic, Duration::from_secs(3)));
+        wait_for("traffic flows", PATIENCE, || sink.arrived() > 1000).expect("frames arrive");
         let config = lab.daemon.file("config.toml");
         let extra = unique("vx");
         for round in 0..10 {
@@ -244,14 +265,11 @@ fn other_ports_lose_no_frame_while_the_switch_is_changed() {
         }
         std::fs::write(&config, "").expect("written");
         lab.daemon.cli(&["apply", config.to_str().expect("text")]).expect("applied");
-        sender.join().expect("no panic").expect("sent")
+        sender.join().expect("no panic")
     });
-    let tally = sink.finish().expect("received");
-    assert_eq!(
-        (tally.lost(sent), tally.reordered, tally.duplicated, tally.corrupted),
-        (0, 0, 0, 0),
-        "of {sent}: {tally:?}"
-    );
+    let outcome = sink.finish().expect("received").judge.outcome(sent, 0);
+    let foreign = outcome.foreign;
+    assert_eq!(outcome, Outcome { sent, received: sent, foreign, ..Outcome::default() });
 }
 
 #[test]

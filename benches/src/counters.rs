@@ -3,6 +3,7 @@
 use std::{process::Command, time::Duration};
 
 use anyhow::{Context, bail};
+use nix::{time::ClockId, unistd::Pid};
 
 use crate::tools::installed;
 
@@ -62,12 +63,14 @@ fn parse_strace(text: &str) -> Option<f64> {
     total.split_whitespace().nth(3)?.parse().ok()
 }
 
-/// Nanoseconds that the threads of a process have had a processor.
+/// Nanoseconds that the threads of a process, ended ones too, have had a processor.
 ///
 /// # Errors
-/// There is no such process, or the kernel keeps no such account.
+/// There is no such process.
 pub fn cpu_nanos(pid: u32) -> anyhow::Result<u64> {
-    per_thread(pid, "schedstat", |text| text.split(' ').next()?.parse().ok())
+    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid.cast_signed())).context("the process is gone")?;
+    let time = clock.now().context("the process is gone")?;
+    Ok(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
 }
 
 /// How often the threads of a process went to sleep by themselves.

@@ -3,15 +3,22 @@
 
 pub mod contestants;
 pub mod counters;
+pub mod cpu;
 pub mod dpdk;
+pub mod ends;
 pub mod frames;
 pub mod frontend;
 pub mod measure;
 pub mod netns;
+pub mod noise;
 pub mod pairs;
+pub mod replay;
 pub mod report;
+pub mod run;
 pub mod scale;
+pub mod selftest;
 pub mod stats;
 pub mod tools;
+pub mod traffic;
 pub mod turns;
 pub mod vhost;

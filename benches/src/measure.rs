@@ -4,20 +4,26 @@
 
 use std::{
     fs::File,
-    os::fd::{AsFd, AsRawFd},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-    time::{Duration, Instant},
+    os::fd::AsRawFd,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
 };
 
 use anyhow::bail;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use switch_core::{frame::offload::VNET_HDR_BYTES, mac::MacAddr, sys::tap};
+use switch_core::{
+    frame::offload::VNET_HDR_BYTES,
+    mac::MacAddr,
+    sys::{raw::Way, tap},
+};
 
 use crate::{
     contestants::{DEVICE, Forwarder, PATIENCE, Setup, Wires},
-    frames::{self, Sink, Stream, Tally},
+    ends::{PacketRx, PacketTx, TapRx, TapTx},
+    frames,
     netns::{Namespace, wait_for},
+    run::{Limit, run_traffic},
     tools::{ping, tcp},
+    traffic::{FCS_BYTES, Rate, Traffic, tally::bare},
 };
 
 /// The shortest Ethernet frame without its checksum.
@@ -69,15 +75,15 @@ impl Lab {
         Ok(lab)
     }
 
-    /// A stream of short frames from the first host to the second.
+    /// Short frames from the first host to the second.
     ///
     /// # Errors
     /// A device is gone.
-    pub fn short_frames(&self, rate: u64) -> anyhow::Result<Stream> {
+    pub fn short_frames(&self, rate: Rate) -> anyhow::Result<Traffic> {
         let mac = |host: &Namespace| -> anyhow::Result<MacAddr> {
             Ok(host.exec(&["cat", &format!("/sys/class/net/{DEVICE}/address")])?.trim().parse()?)
         };
-        Ok(Stream { dst: mac(&self.hosts[1])?, src: mac(&self.hosts[0])?, bytes: SHORT_BYTES, rate })
+        Ok(Traffic { rate, ..Traffic::new(mac(&self.hosts[1])?, mac(&self.hosts[0])?) })
     }
 }
 
@@ -88,12 +94,11 @@ impl Lab {
 pub fn between_hosts(setup: &Setup, name: &str, wires: Wires, time: Duration) -> anyhow::Result<Vec<f64>> {
     let lab = Lab::new(setup, name, wires)?;
     let [near, far] = &lab.hosts;
-    let sink = Sink::start(far, DEVICE)?;
-    let stream = lab.short_frames(0)?;
-    let begin = Instant::now();
-    frames::send(near, DEVICE, &stream, time)?;
-    let (tally, last) = sink.finish_timed()?;
-    let short = rate(tally.received, begin, last);
+    let traffic = lab.short_frames(Rate::Unlimited)?;
+    let mut tx = PacketTx::open(near, DEVICE, Way::default())?;
+    let mut rx = PacketRx::open(far, DEVICE)?;
+    let short = run_traffic(&traffic, &mut tx, &mut rx, Limit::time(time))?.rate();
+    drop((tx, rx));
     go_on()?;
     let bulk = tcp(near, far, ADDRESSES[1], time)?.bits_per_second / 1e9;
     go_on()?;
@@ -130,23 +135,22 @@ pub fn between_holders(setup: &Setup, name: &str, time: Duration) -> anyhow::Res
             drain(&taps[to]) > 0 || CANCELLED.load(Relaxed)
         })?;
     }
+    let mut tx = TapTx::new(taps[0].try_clone()?);
+    let mut rx = TapRx::new(taps[1].try_clone()?, &home, "p1")?;
     let mut rates = Vec::new();
-    for bytes in [SHORT_BYTES, LONG_BYTES] {
+    // Probes may still be on their way: they are of run 0.
+    for (run, bytes) in (1..).zip([SHORT_BYTES, LONG_BYTES]) {
         go_on()?;
-        wait_for("no more frames come", PATIENCE, || {
-            std::thread::sleep(Duration::from_millis(200));
-            drain(&taps[1]) == 0
-        })?;
-        rates.push(blast(&taps[0], &taps[1], macs, bytes, time)?);
+        let traffic = Traffic { run, ..Traffic::new(macs[1], macs[0]).size(bytes + FCS_BYTES) };
+        let run = run_traffic(&traffic, &mut tx, &mut rx, Limit::time(time))?;
+        let outcome = run.outcome();
+        if outcome.corrupted + outcome.duplicated > 0 {
+            bail!("frames arrived damaged or twice: {outcome:?}");
+        }
+        rates.push(run.rate());
     }
     drop(forwarder);
     Ok(rates)
-}
-
-/// Frames per second until the last one arrived: what still waited in a switch when the sender ended is counted with the
-/// time that it took.
-fn rate(received: u64, begin: Instant, last: Instant) -> f64 {
-    received as f64 / last.saturating_duration_since(begin).as_secs_f64().max(1e-3)
 }
 
 /// A frame behind an empty virtio-net header.
@@ -155,54 +159,11 @@ fn owned(frame: &[u8]) -> Vec<u8> {
 }
 
 /// Takes numbered frames that wait; how many.
-fn drain(tap: &File) -> u64 {
-    let mut tally = Tally::default();
+fn drain(tap: &File) -> usize {
+    let mut count = 0;
     let mut buffer = vec![0; 65_536 + 64];
     while let Ok(n) = tap::read(tap.as_raw_fd(), &mut buffer) {
-        tally.note(&buffer[VNET_HDR_BYTES.min(n)..n]);
+        count += usize::from(frames::number_of(bare(&buffer[..n])).is_some());
     }
-    tally.received
-}
-
-fn blast(from: &File, to: &File, macs: [MacAddr; 2], bytes: usize, time: Duration) -> anyhow::Result<f64> {
-    let sent = AtomicU64::new(0);
-    let done = AtomicBool::new(false);
-    let begin = Instant::now();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut frame = owned(&frames::build(macs[1], macs[0], bytes, 0));
-            let number_at = VNET_HDR_BYTES + frames::MIN_BYTES - 8;
-            let mut number = 0u64;
-            while begin.elapsed() < time {
-                frame[number_at..number_at + 8].copy_from_slice(&number.to_be_bytes());
-                frame[number_at + 8..].fill(number as u8);
-                if tap::write(from.as_raw_fd(), &frame).is_ok() {
-                    number += 1;
-                }
-            }
-            sent.store(number, Relaxed);
-            done.store(true, Relaxed);
-        });
-        let mut tally = Tally::default();
-        let mut buffer = vec![0; 65_536 + 64];
-        let (mut last, mut noted) = (begin, 0);
-        loop {
-            match tap::read(to.as_raw_fd(), &mut buffer) {
-                Ok(n) => tally.note(&buffer[VNET_HDR_BYTES.min(n)..n]),
-                Err(_) => {
-                    last = if tally.received > noted { Instant::now() } else { last };
-                    noted = tally.received;
-                    let mut set = [PollFd::new(to.as_fd(), PollFlags::POLLIN)];
-                    if poll(&mut set, PollTimeout::from(50u16)).unwrap_or(0) == 0 && done.load(Relaxed) {
-                        break;
-                    }
-                }
-            }
-        }
-        let (wrong, sent) = (tally.corrupted + tally.duplicated, sent.load(Relaxed));
-        if wrong > 0 || tally.next > sent {
-            bail!("{sent} frames sent, {wrong} arrived damaged or twice");
-        }
-        Ok(rate(tally.received, begin, last))
-    })
+    count
 }

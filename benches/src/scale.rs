@@ -2,20 +2,27 @@
 
 use std::{
     fmt::Write,
+    sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
+
+use switch_core::sys::raw::Way;
 
 use crate::{
     contestants::{DEVICE, Setup, Vswitch, Wires},
     counters::{cpu_nanos, resident_kib, sleeps, watch},
-    frames::{self, Sink},
+    ends::{PacketRx, PacketTx},
     measure::{Lab, go_on},
     netns::{Namespace, wait_for},
+    run::{Limit, Sink, generate},
     stats::median,
+    traffic::{Composer, Rate, Tally},
 };
 
 /// Frames per second offered while the cost of one is measured: what every contestant forwards without loss.
 pub const MODERATE_RATE: u64 = 100_000;
+/// So many of them at once, every 200 µs.
+const MODERATE_BURST: u64 = 20;
 /// How long counters take to be attached, and a stream to be steady.
 const MARGIN: Duration = Duration::from_millis(500);
 /// After the start, until measuring an idle switch.
@@ -34,14 +41,20 @@ pub fn cost(setup: &Setup, name: &str, time: Duration) -> anyhow::Result<Vec<f64
     let lab = Lab::new(setup, name, Wires::Taps)?;
     let pid =
         lab.forwarder.pid().ok_or_else(|| anyhow::anyhow!("the kernel forwards: there is no process to watch"))?;
-    let stream = lab.short_frames(MODERATE_RATE)?;
-    let sink = Sink::start(&lab.hosts[1], DEVICE)?;
+    let traffic = lab.short_frames(Rate::Paced { frames_per_s: MODERATE_RATE as f64, burst: MODERATE_BURST })?;
+    let sink = Sink::start(PacketRx::open(&lab.hosts[1], DEVICE)?, Tally::new(traffic.clone())?)?;
+    let mut source = Composer::new(traffic.clone())?;
+    let mut tx = PacketTx::open(&lab.hosts[0], DEVICE, Way::default())?;
+    let stop = AtomicBool::new(false);
     let (events, nanos, frames, elapsed) = std::thread::scope(|scope| {
-        let sender = scope.spawn(|| frames::send(&lab.hosts[0], DEVICE, &stream, time + MARGIN * 3));
+        let sender = scope.spawn(|| {
+            let limit = Limit::time(time + MARGIN * 3);
+            generate(&mut source, &mut tx, traffic.schedule(), limit, &stop)
+        });
         std::thread::sleep(MARGIN);
-        let (begin, frames, nanos) = (Instant::now(), sink.received(), cpu_nanos(pid)?);
+        let (begin, frames, nanos) = (Instant::now(), sink.arrived(), cpu_nanos(pid)?);
         let events = watch(pid, time)?;
-        let (frames, nanos, elapsed) = (sink.received() - frames, cpu_nanos(pid)? - nanos, begin.elapsed());
+        let (frames, nanos, elapsed) = (sink.arrived() - frames, cpu_nanos(pid)? - nanos, begin.elapsed());
         sender.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
         anyhow::Ok((events, nanos, frames as f64, elapsed.as_secs_f64()))
     })?;

@@ -196,20 +196,38 @@ impl FrontEnd {
     /// # Errors
     /// The device broke the ring's rules.
     pub fn send(&mut self, pair: usize, frames: &[MemFrame]) -> anyhow::Result<usize> {
-        let index = 2 * pair + 1;
-        self.reclaim(index)?;
-        let header_bytes = self.header_bytes();
-        let mut sent = 0;
+        let mut wire = Vec::with_capacity(frames.len());
         for frame in frames {
             let mut bytes = vec![0; VNET_HDR_BYTES];
             frame.offload.encode(bytes.as_mut_slice().try_into().context("a header has 12 bytes")?);
-            bytes.truncate(header_bytes);
             bytes.extend_from_slice(&frame.bytes);
-            let parts: Vec<&[u8]> = bytes.chunks(TX_BUFFER as usize).collect();
-            if self.rings[index].free.len() < parts.len() {
+            wire.push(bytes);
+        }
+        self.send_behind(pair, &wire)
+    }
+
+    /// As [`send`](Self::send), of frames behind virtio-net headers of 12 bytes.
+    ///
+    /// # Errors
+    /// The device broke the ring's rules.
+    pub fn send_behind(&mut self, pair: usize, frames: &[Vec<u8>]) -> anyhow::Result<usize> {
+        let index = 2 * pair + 1;
+        self.reclaim(index)?;
+        let short = self.header_bytes() < VNET_HDR_BYTES;
+        let mut sent = 0;
+        for frame in frames {
+            let shortened = short.then(|| [&frame[..self.header_bytes()], &frame[VNET_HDR_BYTES..]].concat());
+            let bytes = shortened.as_deref().unwrap_or(frame);
+            let mut parts = [&[][..]; TABLE as usize];
+            let mut count = 0;
+            for part in bytes.chunks(TX_BUFFER as usize) {
+                *parts.get_mut(count).context("a frame of more parts than a table has room for")? = part;
+                count += 1;
+            }
+            if self.rings[index].free.len() < count {
                 break;
             }
-            self.send_parts(index, &parts)?;
+            self.send_parts(index, &parts[..count])?;
             sent += 1;
         }
         self.publish(index)?;
@@ -328,45 +346,67 @@ impl FrontEnd {
     /// # Errors
     /// The device broke the ring's rules.
     pub fn receive(&mut self, pair: usize) -> anyhow::Result<Vec<MemFrame>> {
-        let index = 2 * pair;
         let mut frames = Vec::new();
-        let mut ready = self.used(index)?;
-        while ready > 0 {
-            let (bytes, buffers) = self.receive_one(index)?;
-            ensure!(buffers <= ready, "{ready} of a frame's {buffers} buffers were published");
-            ready -= buffers;
-            let (wire, bytes) = bytes.split_at(self.header_bytes());
-            let mut header = [0; VNET_HDR_BYTES];
-            header[..wire.len()].copy_from_slice(wire);
-            frames.push(MemFrame { bytes: bytes.to_vec(), offload: Offload::decode(&header)? });
-        }
-        self.publish(index)?;
+        self.receive_each(pair, |header, frame| {
+            frames.push(MemFrame { bytes: frame.to_vec(), offload: Offload::decode(header)? });
+            Ok(())
+        })?;
         Ok(frames)
     }
 
-    fn receive_one(&mut self, index: usize) -> anyhow::Result<(Vec<u8>, u16)> {
-        let mut all = Vec::new();
+    /// As [`receive`](Self::receive), but shows each frame, with its virtio-net header, to `look`; returns how many there
+    /// were. Makes nothing anew per frame.
+    ///
+    /// # Errors
+    /// The device broke the ring's rules, or `look` failed.
+    pub fn receive_each(
+        &mut self,
+        pair: usize,
+        mut look: impl FnMut(&[u8; VNET_HDR_BYTES], &[u8]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<usize> {
+        let index = 2 * pair;
+        let mut bytes = std::mem::take(&mut self.scratch);
+        let mut count = 0;
+        let mut ready = self.used(index)?;
+        while ready > 0 {
+            bytes.clear();
+            let buffers = self.receive_one(index, &mut bytes)?;
+            ensure!(buffers <= ready, "{ready} of a frame's {buffers} buffers were published");
+            ready -= buffers;
+            let (wire, frame) = bytes.split_at(self.header_bytes());
+            let mut header = [0; VNET_HDR_BYTES];
+            header[..wire.len()].copy_from_slice(wire);
+            look(&header, frame)?;
+            count += 1;
+        }
+        self.scratch = bytes;
+        self.publish(index)?;
+        Ok(count)
+    }
+
+    /// Appends one frame with its header; returns how many buffers it was in.
+    fn receive_one(&mut self, index: usize, all: &mut Vec<u8>) -> anyhow::Result<u16> {
         let mut buffers = 1;
         let mut k = 0;
         while k < buffers {
             let (id, len) = self.take_used(index)?;
             ensure!(u64::from(len) <= self.options.rx_buffer, "{len} bytes in a buffer of {}", self.options.rx_buffer);
             ensure!(!self.rings[index].chains[usize::from(id)].is_empty(), "the device returned buffer {id} twice");
-            let mut bytes = vec![0; len as usize];
-            self.memory.read_slice(&mut bytes, self.rings[index].buffer(id))?;
+            let begin = all.len();
+            all.resize(begin + len as usize, 0);
+            self.memory.read_slice(&mut all[begin..], self.rings[index].buffer(id))?;
             if k == 0 {
-                ensure!(bytes.len() >= self.header_bytes(), "a frame without a header");
+                ensure!(all.len() >= self.header_bytes(), "a frame without a header");
                 if self.header_bytes() == VNET_HDR_BYTES {
-                    buffers = u16::from_le_bytes([bytes[10], bytes[11]]);
+                    buffers = u16::from_le_bytes([all[10], all[11]]);
                 }
                 let spread = self.features & features::MRG_RXBUF != 0;
                 ensure!(buffers == 1 || spread && buffers > 1, "num_buffers is {buffers}");
             }
-            all.extend_from_slice(&bytes);
             self.make_available(index, id)?;
             k += 1;
         }
-        Ok((all, buffers))
+        Ok(buffers)
     }
 
     /// Waits for an interrupt of a pair's receive ring, asked for as a driver does before it goes idle; false: none came.

@@ -6,6 +6,7 @@
 //! tests. `migrate.rs` has what a VMM does to move a VM, and what no VMM should do.
 
 mod driver;
+mod looped;
 pub mod migrate;
 
 use std::{
@@ -36,6 +37,7 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemory
 pub use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
 
 use self::driver::Ring;
+pub use self::looped::Looped;
 
 /// Bytes of one transmit buffer: a long frame needs several, as in a guest's pages.
 const TX_BUFFER: u64 = 4096;
@@ -87,6 +89,8 @@ pub struct FrontEnd {
     inflight: Option<(VhostUserInflight, File)>,
     /// The log of dirty pages, while the VM is being moved.
     log: Option<File>,
+    /// A received frame is put together here.
+    scratch: Vec<u8>,
 }
 
 impl FrontEnd {
@@ -112,6 +116,13 @@ impl FrontEnd {
     /// # Errors
     /// The switch refuses something.
     pub fn over(stream: UnixStream, options: Options) -> anyhow::Result<FrontEnd> {
+        let mut front = FrontEnd::lay(stream, options)?;
+        front.set_up()?;
+        Ok(front)
+    }
+
+    /// Lays memory and rings out and posts the receive buffers; tells nobody.
+    fn lay(stream: UnixStream, options: Options) -> anyhow::Result<FrontEnd> {
         let mut at = FIRST;
         let mut rings = Vec::new();
         for _ in 0..2 * options.queues {
@@ -140,12 +151,21 @@ impl FrontEnd {
         ])?;
 
         let vhost = Frontend::from_stream(stream.try_clone()?, 2 * options.queues as u64);
-        let mut front =
-            FrontEnd { memory, file, vhost, stream, rings, features: 0, options, inflight: None, log: None };
+        let mut front = FrontEnd {
+            memory,
+            file,
+            vhost,
+            stream,
+            rings,
+            features: 0,
+            options,
+            inflight: None,
+            log: None,
+            scratch: Vec::new(),
+        };
         for pair in 0..front.options.queues {
             front.fill(2 * pair)?;
         }
-        front.set_up()?;
         Ok(front)
     }
 

@@ -6,10 +6,13 @@ use std::{
     time::Duration,
 };
 
+use crate::frame::offload::VNET_HDR_BYTES;
+
 /// Frames per system call.
 pub const BURST: usize = 32;
 const FRAME_BYTES: usize = 2048;
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
+const PACKET_VNET_HDR_SZ: libc::c_int = 24;
 const RECEIVE_BUFFER_BYTES: libc::c_int = 64 << 20;
 
 fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -24,11 +27,22 @@ fn set_int(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, value: libc::c
     .map(drop)
 }
 
+/// How frames go from a socket to its device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Way {
+    /// Past the queueing discipline (`PACKET_QDISC_BYPASS`): a full device refuses a frame with `ENOBUFS`; otherwise the
+    /// discipline may hold it or, silently, drop it.
+    pub direct: bool,
+    /// With their virtio-net headers, which large frames need (`PACKET_VNET_HDR_SZ`, Linux 6.5).
+    pub headers: bool,
+}
+
 /// A socket bound to one device of the calling thread's namespace.
 #[derive(Debug)]
 pub struct RawSocket {
     fd: OwnedFd,
     buffers: Vec<u8>,
+    headers: bool,
 }
 
 impl RawSocket {
@@ -62,7 +76,23 @@ impl RawSocket {
         checked(unsafe {
             libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as u32)
         })?;
-        Ok(RawSocket { fd, buffers: vec![0; BURST * FRAME_BYTES] })
+        Ok(RawSocket { fd, buffers: vec![0; BURST * FRAME_BYTES], headers: false })
+    }
+
+    /// Opens a socket that only sends, in this way.
+    ///
+    /// # Errors
+    /// No such device, no permission, or the kernel does not know the way.
+    pub fn open_sender(device: &str, way: Way) -> io::Result<RawSocket> {
+        let mut socket = RawSocket::open(device, false)?;
+        if way.direct {
+            set_int(&socket.fd, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 1)?;
+        }
+        if way.headers {
+            set_int(&socket.fd, libc::SOL_PACKET, PACKET_VNET_HDR_SZ, VNET_HDR_BYTES as libc::c_int)?;
+            socket.headers = true;
+        }
+        Ok(socket)
     }
 
     /// Waits at most so long in [`receive`](Self::receive).
@@ -89,11 +119,29 @@ impl RawSocket {
     /// # Errors
     /// As the kernel says; `ENOBUFS` when the device's queue is full.
     pub fn send(&self, frames: &[Vec<u8>]) -> io::Result<usize> {
+        self.send_from(frames, 0)
+    }
+
+    /// As [`send`](Self::send), of frames behind virtio-net headers, which stay behind unless the socket was opened to
+    /// send them.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// A frame is shorter than such a header.
+    pub fn send_behind(&self, frames: &[Vec<u8>]) -> io::Result<usize> {
+        self.send_from(frames, if self.headers { 0 } else { VNET_HDR_BYTES })
+    }
+
+    /// Sends frames without their first `skip` bytes.
+    fn send_from(&self, frames: &[Vec<u8>], skip: usize) -> io::Result<usize> {
         let frames = &frames[..frames.len().min(BURST)];
         let mut parts: [libc::iovec; BURST] = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; BURST];
         // SAFETY: all-zero bytes are a valid mmsghdr.
         let mut messages: [libc::mmsghdr; BURST] = unsafe { std::mem::zeroed() };
         for ((frame, part), message) in frames.iter().zip(&mut parts).zip(&mut messages) {
+            let frame = &frame[skip..];
             *part = libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() };
             message.msg_hdr.msg_iov = part;
             message.msg_hdr.msg_iovlen = 1;
