@@ -15,7 +15,7 @@ use vswitch_benches::{
     run::{Limit, run, run_traffic},
     selftest::{Loop, over},
     traffic::{
-        Composer, Flows, JUMBO_SIZE, Layers, OuterTag, Outcome, Pattern, Rate, Sizes, Tally, Traffic, compose::Source,
+        Composer, Flows, JUMBO_SIZE, Layers, Outcome, OuterTag, Pattern, Rate, Sizes, Tally, Traffic, compose::Source,
     },
 };
 use vswitch_tests::{Daemon, PATIENCE};
@@ -34,7 +34,14 @@ fn kinds() -> Vec<Traffic> {
     let flows = Flows { count: 40, sources: 8, destinations: 4, ..traffic().flows };
     vec![
         traffic(),
-        Traffic { run: 1, flows: flows.clone(), layers: Layers::Ipv4, sizes: Sizes::Imix, pattern: Pattern::Random, ..traffic() },
+        Traffic {
+            run: 1,
+            flows: flows.clone(),
+            layers: Layers::Ipv4,
+            sizes: Sizes::Imix,
+            pattern: Pattern::Random,
+            ..traffic()
+        },
         Traffic { run: 2, flows, layers: Layers::Ipv6, sizes: Sizes::Cycle(vec![84, 1518]), ..traffic() },
     ]
 }
@@ -83,7 +90,8 @@ fn a_sink_that_is_too_slow_is_told_apart() {
         refused += u64::from(taken < 10);
     }
     let mut tally = Tally::new(traffic()).expect("it can be made");
-    while rx.receive(Duration::ZERO, &mut |frame| vswitch_benches::traffic::tally::Judge::note(&mut tally, frame, 0))
+    while rx
+        .receive(Duration::ZERO, &mut |frame| vswitch_benches::traffic::tally::Judge::note(&mut tally, frame, 0))
         .expect("there")
         > 0
     {}
@@ -188,7 +196,8 @@ fn drivers_of_two_ports_account_for_everything_at_full_speed() {
     for traffic in [plain, large] {
         let outcome = run_traffic(&traffic, &mut tx, &mut rx, Limit::frames(10_000)).expect("the rings hold").outcome();
         let segments = traffic.segments();
-        let expected = Outcome { received: outcome.sent - outcome.lost, lost: outcome.lost, ..all(10_000 * segments, 0) };
+        let expected =
+            Outcome { received: outcome.sent - outcome.lost, lost: outcome.lost, ..all(10_000 * segments, 0) };
         assert_eq!(outcome, Outcome { sent: 10_000 * segments, ..expected });
         // A large frame is lost as a whole, for here it is never cut.
         assert_eq!(outcome.lost % segments, 0);

@@ -3,8 +3,8 @@
 
 use switch_core::mac::MacAddr;
 
-use crate::traffic::mark::{MAGIC, MARK_BYTES, Mark, intact};
 pub use crate::traffic::ETHERTYPE;
+use crate::traffic::mark::{MAGIC, MARK_BYTES, Mark, intact};
 
 /// The shortest numbered frame: header and mark.
 pub const MIN_BYTES: usize = 14 + MARK_BYTES;

@@ -39,7 +39,8 @@ pub struct Noise {
 /// The same arithmetic each time: a chain of multiplications, which no compiler shortens and no cache matters to.
 #[must_use]
 pub fn piece(seed: u64) -> u64 {
-    (0..STEPS).fold(std::hint::black_box(seed), |x, _| x.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1) ^ (x >> 29))
+    (0..STEPS)
+        .fold(std::hint::black_box(seed), |x, _| x.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1) ^ (x >> 29))
 }
 
 fn summary(mut times: Vec<u64>, steal_ns: u64) -> Noise {

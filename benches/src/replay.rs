@@ -12,7 +12,11 @@ use pcap_parser::{Block, Linktype, PcapBlockOwned, PcapError, create_reader};
 use serde::Serialize;
 use switch_core::frame::offload::VNET_HDR_BYTES;
 
-use crate::traffic::{FCS_BYTES, MIN_SIZE, Schedule, compose::Source, tally::{Judge, bare}};
+use crate::traffic::{
+    FCS_BYTES, MIN_SIZE, Schedule,
+    compose::Source,
+    tally::{Judge, bare},
+};
 
 /// The largest block of a file that can be read.
 const BLOCK_BYTES: usize = 1 << 20;
@@ -113,7 +117,8 @@ impl Recording {
             PcapBlockOwned::NG(Block::SectionHeader(_)) => interfaces.clear(),
             PcapBlockOwned::NG(Block::InterfaceDescription(interface)) => {
                 ethernet(interface.linktype)?;
-                let units_per_s = interface.ts_resolution().filter(|r| *r > 0).context("an impossible time resolution")?;
+                let units_per_s =
+                    interface.ts_resolution().filter(|r| *r > 0).context("an impossible time resolution")?;
                 interfaces.push(Interface { units_per_s, offset_s: interface.ts_offset() });
             }
             PcapBlockOwned::NG(Block::EnhancedPacket(frame)) => {
@@ -278,7 +283,8 @@ impl Judge for ReplayTally {
 mod tests {
     use super::*;
 
-    const FRAMES: [(u64, u8); 3] = [(1_700_000_000_123_456_000, 1), (1_700_000_000_123_457_000, 2), (1_700_000_002_000_000_000, 1)];
+    const FRAMES: [(u64, u8); 3] =
+        [(1_700_000_000_123_456_000, 1), (1_700_000_000_123_457_000, 2), (1_700_000_002_000_000_000, 1)];
 
     fn content(id: u8) -> Vec<u8> {
         vec![id; 61]
@@ -357,7 +363,10 @@ mod tests {
         wireless[20] = 105;
         assert!(refused(&wireless).contains("link type 105"));
         assert!(refused(b"GIF89a, certainly not a capture file").contains("not a sound"));
-        assert!(format!("{:#}", Recording::load(Path::new("/nowhere/x.pcap")).expect_err("none")).contains("/nowhere/x.pcap"));
+        assert!(
+            format!("{:#}", Recording::load(Path::new("/nowhere/x.pcap")).expect_err("none"))
+                .contains("/nowhere/x.pcap")
+        );
     }
 
     #[test]

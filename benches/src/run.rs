@@ -194,8 +194,7 @@ impl<J: Judge + 'static> Sink<J> {
     pub fn start(mut end: impl Receive + 'static, judge: J) -> anyhow::Result<Sink<J>> {
         let progress = Arc::new(Progress::default());
         let shared = Arc::clone(&progress);
-        let thread =
-            std::thread::Builder::new().name("sink".into()).spawn(move || drain(&mut end, judge, &shared))?;
+        let thread = std::thread::Builder::new().name("sink".into()).spawn(move || drain(&mut end, judge, &shared))?;
         Ok(Sink { progress, thread })
     }
 

@@ -21,7 +21,10 @@ fn main() -> anyhow::Result<()> {
     for way in Loop::ALL {
         for size in SIZES {
             let ceiling = ceiling(way, &traffic.clone().size(size), TIME)?;
-            println!("{way:?}, {size} bytes: {:.0} sent, {:.0} received per s", ceiling.sent_per_s, ceiling.received_per_s);
+            println!(
+                "{way:?}, {size} bytes: {:.0} sent, {:.0} received per s",
+                ceiling.sent_per_s, ceiling.received_per_s
+            );
         }
     }
     for rate in RATES {

@@ -88,11 +88,8 @@ impl Looped {
             Ok(front)
         };
         let (from, to) = (front()?, front()?);
-        let looped = Looped {
-            from: Side::new(&from, &from.rings[1])?,
-            to: Side::new(&to, &to.rings[0])?,
-            frame: Vec::new(),
-        };
+        let looped =
+            Looped { from: Side::new(&from, &from.rings[1])?, to: Side::new(&to, &to.rings[0])?, frame: Vec::new() };
         Ok((from, to, looped))
     }
 

@@ -88,10 +88,7 @@ impl Traffic {
     #[must_use]
     pub fn addresses(&self, flow: u32) -> (MacAddr, MacAddr) {
         let flows = &self.flows;
-        (
-            counted(flows.dst, flow / flows.sources % flows.destinations),
-            counted(flows.src, flow % flows.sources),
-        )
+        (counted(flows.dst, flow / flows.sources % flows.destinations), counted(flows.src, flow % flows.sources))
     }
 
     /// Writes all before the first mark for a frame of `bytes` in all.
@@ -110,7 +107,8 @@ impl Traffic {
             Layers::Raw => return into.extend_from_slice(&ETHERTYPE.to_be_bytes()),
             Layers::Ipv4 => {
                 into.extend_from_slice(&[8, 0]);
-                let mut ip = [0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, protocol, 0, 0, 10, s[3], s[4], s[5], 10, d[3], d[4], d[5]];
+                let mut ip =
+                    [0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, protocol, 0, 0, 10, s[3], s[4], s[5], 10, d[3], d[4], d[5]];
                 ip[2..4].copy_from_slice(&(packet as u16).to_be_bytes());
                 let check = !ones_sum(&ip);
                 ip[10..12].copy_from_slice(&check.to_be_bytes());
@@ -254,7 +252,10 @@ impl Source for Composer {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::{Flows, OuterTag, Rate}, *};
+    use super::{
+        super::{Flows, OuterTag, Rate},
+        *,
+    };
 
     const DST: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xff]);
     const SRC: MacAddr = MacAddr([2, 0, 0, 0, 1, 0]);

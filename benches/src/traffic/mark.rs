@@ -76,12 +76,7 @@ impl Mark {
     pub fn read(bytes: &[u8]) -> Option<Mark> {
         let bytes = bytes.get(..MARK_BYTES)?;
         let long = |at: usize| bytes[at..at + 6].iter().fold(0u64, |all, b| all << 8 | u64::from(*b));
-        Some(Mark {
-            run: bytes[1],
-            flow: u16::from_be_bytes([bytes[2], bytes[3]]),
-            number: long(4),
-            sent_ns: long(10),
-        })
+        Some(Mark { run: bytes[1], flow: u16::from_be_bytes([bytes[2], bytes[3]]), number: long(4), sent_ns: long(10) })
     }
 
     /// Nanoseconds from sending until `now_ns`.

@@ -16,12 +16,12 @@ use std::{sync::LazyLock, time::Instant};
 pub use switch_core::frame::vlan::OuterTag;
 use switch_core::mac::MacAddr;
 
+use self::mark::MARK_BYTES;
 pub use self::{
     compose::Composer,
     schedule::Schedule,
     tally::{Outcome, Tally},
 };
-use self::mark::MARK_BYTES;
 
 /// Bytes of the frame check sequence, part of every stated size and of no buffer.
 pub const FCS_BYTES: usize = 4;

@@ -341,7 +341,8 @@ mod tests {
 
     fn any_traffic() -> impl Strategy<Value = Traffic> {
         let layers = prop_oneof![Just(Layers::Raw), Just(Layers::Ipv4), Just(Layers::Ipv6)];
-        let pattern = prop_oneof![Just(Pattern::Number), any::<u8>().prop_map(Pattern::Constant), Just(Pattern::Random)];
+        let pattern =
+            prop_oneof![Just(Pattern::Number), any::<u8>().prop_map(Pattern::Constant), Just(Pattern::Random)];
         (layers, pattern, 1..5u32, 1..3u32, prop::collection::vec(92..400usize, 1..4), 0..3usize).prop_map(
             |(layers, pattern, count, sources, sizes, tags)| Traffic {
                 layers,

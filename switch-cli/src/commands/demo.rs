@@ -9,12 +9,17 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use switch_core::control::wire::{FdbView, PortView};
+use switch_core::{
+    control::wire::{FdbView, PortView},
+    sys::raw::Way,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use vswitch_benches::{
-    frames::{self, Sink, Stream},
+    ends::{PacketRx, PacketTx},
     netns::{KernelBridge, Namespace, exec, unique, wait_for},
+    run::{Limit, run_traffic},
     tools::{self, installed, ping, tcp},
+    traffic::Traffic,
 };
 
 use super::print_table;
@@ -218,13 +223,9 @@ fn measure(from: &Namespace, to: &Namespace, device: &str, address: &str) -> any
         let text = host.exec(&["cat", &format!("/sys/class/net/{device}/address")])?;
         Ok(text.trim().parse()?)
     };
-    let stream = Stream { dst: mac(to)?, src: mac(from)?, bytes: 60, rate: 0 };
-    let sink = Sink::start(to, device)?;
-    frames::send(from, device, &stream, SMALL_TIME)?;
-    let tally = sink.finish()?;
-    Ok(Measured {
-        tcp: tcp.bits_per_second,
-        small: tally.received as f64 / SMALL_TIME.as_secs_f64(),
-        rtt_us: rtt.mean_us,
-    })
+    let traffic = Traffic::new(mac(to)?, mac(from)?);
+    let mut tx = PacketTx::open(from, device, Way::default())?;
+    let mut rx = PacketRx::open(to, device)?;
+    let run = run_traffic(&traffic, &mut tx, &mut rx, Limit::time(SMALL_TIME))?;
+    Ok(Measured { tcp: tcp.bits_per_second, small: run.rate(), rtt_us: rtt.mean_us })
 }
