@@ -20,7 +20,8 @@ use vswitch_benches::{
 };
 use vswitch_tests::{Daemon, PATIENCE};
 
-const MACS: [MacAddr; 2] = [MacAddr([2, 0, 0, 0, 0x6c, 1]), MacAddr([2, 0, 0, 0, 0x6c, 2])];
+/// Far enough apart for several addresses each.
+const MACS: [MacAddr; 2] = [MacAddr([2, 0, 0, 0, 0x6c, 0]), MacAddr([2, 0, 0, 0, 0x6d, 0])];
 /// Slow enough for every queue on the way.
 const RATE: f64 = 20_000.0;
 const FRAMES: u64 = 4000;

@@ -313,9 +313,9 @@ mod tests {
         let frame = composer.frames(1, 0)[0].clone();
         let header = frame[..VNET_HDR_BYTES].try_into().expect("twelve bytes");
         let offload = Offload::decode(header).expect("a header");
-        assert_eq!((offload.gso, offload.gso_size, offload.hdr_len), (Gso::TcpV4, 1448, 54));
-        assert_eq!(frame.len(), VNET_HDR_BYTES + 54 + 45 * 1448);
-        let marks = frame[VNET_HDR_BYTES + 54..].chunks(1448).map(|s| Mark::read(s).expect("a mark").number);
+        assert_eq!((offload.gso, offload.gso_size, offload.hdr_len), (Gso::TcpV4, 1440, 54));
+        assert_eq!(frame.len(), VNET_HDR_BYTES + 54 + 45 * 1440);
+        let marks = frame[VNET_HDR_BYTES + 54..].chunks(1440).map(|s| Mark::read(s).expect("a mark").number);
         assert!(marks.eq(0..45));
     }
 

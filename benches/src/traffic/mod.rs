@@ -57,7 +57,7 @@ pub struct Flows {
     pub sources: u32,
     /// The first destination address.
     pub dst: MacAddr,
-    /// How many destination addresses.
+    /// How many destination addresses. A switch that is to forward must not know them by the sources: keep both apart.
     pub destinations: u32,
 }
 
@@ -106,8 +106,8 @@ pub enum Sizes {
 }
 
 impl Sizes {
-    /// 45 segments of 1448 bytes: nearly the 64 KiB that an IP packet can have.
-    pub const LARGE: Sizes = Sizes::Large { segments: 45, segment_bytes: 1448 };
+    /// 45 segments of 1440 bytes: nearly the 64 KiB that an IP packet can have, and each fits an MTU of 1500 behind IPv6.
+    pub const LARGE: Sizes = Sizes::Large { segments: 45, segment_bytes: 1440 };
 }
 
 /// The bytes behind the mark.
