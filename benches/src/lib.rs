@@ -10,6 +10,7 @@ pub mod measure;
 pub mod netns;
 pub mod pairs;
 pub mod report;
+pub mod results;
 pub mod scale;
 pub mod stats;
 pub mod tools;
