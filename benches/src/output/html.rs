@@ -202,9 +202,10 @@ fn table(out: &mut String, scenario: &Scenario, case: &Case) {
         let _ = write!(out, "<tr><td>{}</td>", escape(&c.name));
         if let Some(why) = &c.skipped {
             let columns = scenario.metrics.len() + 1;
+            let install = why.install.as_ref().map_or(String::new(), |how| format!(": <code>{}</code>", escape(how)));
             let _ = write!(
                 out,
-                "<td colspan=\"{columns}\"><span class=\"mark\">skipped</span> {}</td></tr>",
+                "<td colspan=\"{columns}\"><span class=\"mark\">skipped</span> {}{install}</td></tr>",
                 escape(&why.reason)
             );
             continue;

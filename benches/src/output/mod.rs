@@ -85,10 +85,11 @@ fn warnings(results: &Results) -> Vec<String> {
         None => lines.push("No null loop ran beside: how noisy the machine was is not known.".to_owned()),
     }
     let missing = results.remaining().len();
-    if results.run.state != State::Complete || missing > 0 {
-        let state = if results.run.state == State::Interrupted { "interrupted" } else { "partial" };
-        let state = if results.run.state == State::Complete { "complete" } else { state };
-        lines.push(format!("The run is {state}: {missing} turn(s) are missing or failed."));
+    match results.run.state {
+        State::Complete if missing == 0 => {}
+        State::Complete => lines.push(format!("Every round was tried, but {missing} turn(s) failed.")),
+        State::Interrupted => lines.push(format!("The run was interrupted: {missing} turn(s) are missing.")),
+        State::Partial => lines.push(format!("The run is partial: {missing} turn(s) are missing.")),
     }
     lines
 }

@@ -55,7 +55,7 @@ fn steps(max: f64) -> Vec<f64> {
 pub(super) fn bars(title: &str, bars: &[Bar]) -> String {
     let most = bars.iter().flat_map(|b| b.values.iter().copied().chain([b.interval.1])).fold(0.0, f64::max);
     let (row, height) = (30.0, 30.0 * bars.len() as f64 + 26.0);
-    let x = |value: f64| LABEL + value / most.max(f64::MIN_POSITIVE) * (WIDTH - LABEL - 150.0);
+    let x = |value: f64| LABEL + value / most.max(f64::MIN_POSITIVE) * (WIDTH - LABEL - 185.0);
     let mut out = String::new();
     open(&mut out, title, WIDTH, height);
     for step in steps(most) {
@@ -163,7 +163,7 @@ pub(super) struct Line {
 
 /// Lines in one frame.
 pub(super) fn lines(title: &str, across: &Axis, up: &Axis, lines: &[Line]) -> String {
-    let (left, right, top, bottom, width, height) = (70.0, 14.0, 10.0, 44.0, WIDTH, 320.0);
+    let (left, right, top, bottom, width, height) = (70.0, 28.0, 10.0, 44.0, WIDTH, 320.0);
     let x = |v: f64| left + (v - across.from) / (across.to - across.from) * (width - left - right);
     let y = |v: f64| height - bottom - (v - up.from) / (up.to - up.from) * (height - top - bottom);
     let mut out = String::new();

@@ -18,7 +18,7 @@ fn the_table_says_what_is_missing_and_what_bounds_it() {
         "(generator-bound) |",
         "| vde | skipped: vde_switch is not installed; apt-get install vde2 | | |",
         "ovs: round 5 failed: iperf3: the server has terminated",
-        "1 turn(s) are missing or failed.",
+        "Every round was tried, but 1 turn(s) failed.",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
