@@ -339,7 +339,7 @@ fn latencies(out: &mut String, name: &str, there: &[&Contestant], colours: Colou
         let plot = lines(
             &format!("latency, {what}, {load}, {name}"),
             &across,
-            &Axis::decades("latency, µs", least, most, |v| short(v)),
+            &Axis::decades("latency, µs", least, most, short),
             &all,
         );
         figure(out, "", &format!("Latency, {what}"), &load, &plot);
