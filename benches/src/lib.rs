@@ -1,6 +1,7 @@
 //! The laboratory: namespaces, a generator and a sink of numbered frames, contestants, a virtio-net driver without a VM,
 //! and statistics. Used by `vswitch demo`, the benchmarks and the tests.
 
+pub mod compare;
 pub mod contestants;
 pub mod counters;
 pub mod cpu;
@@ -11,11 +12,14 @@ pub mod frontend;
 pub mod measure;
 pub mod netns;
 pub mod noise;
+pub mod output;
 pub mod pairs;
 pub mod replay;
 pub mod report;
+pub mod results;
 pub mod run;
 pub mod scale;
+pub mod search;
 pub mod selftest;
 pub mod stats;
 pub mod tools;
