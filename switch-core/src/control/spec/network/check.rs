@@ -2,11 +2,14 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{AddressRange, Cidr, DhcpSpec, ForwardMode, IpSpec, NetworkSpec, PortGroup, VlanSpec};
+use super::{AddressRange, Cidr, DhcpSpec, ForwardMode, IpSpec, NetworkSpec, PortGroup, RaMode, VlanSpec};
 use crate::{
     control::spec::{MAX_MTU, MIN_MTU, SpecError, check_name, wrong},
     port::tap::MAX_NAME as MAX_DEVICE_NAME,
 };
+
+/// Ports of one forward that go to other ports: each is a rule of its own.
+const MAX_SHIFTED_PORTS: u16 = 1024;
 
 impl NetworkSpec {
     /// Checks what does not depend on other objects.
@@ -101,6 +104,9 @@ impl NetworkSpec {
             let (last, to) = (rule.end.unwrap_or(rule.port), rule.to_port.unwrap_or(rule.port));
             if rule.port == 0 || to == 0 || last < rule.port || to.checked_add(last - rule.port).is_none() {
                 return wrong(format!("port_forwards: port {} to {last}: not a range of ports", rule.port));
+            }
+            if to != rule.port && last - rule.port >= MAX_SHIFTED_PORTS {
+                return wrong(format!("port_forwards: at most {MAX_SHIFTED_PORTS} ports can go to others"));
             }
             if !self.addresses().any(|a| a.contains(rule.to)) {
                 return wrong(format!("port_forwards: {} is not in the network", rule.to));
@@ -237,6 +243,13 @@ fn check_ip(ip: &IpSpec) -> Result<(), SpecError> {
     }
     if ip.ra.is_some() && ip.address.is_ipv4() {
         return wrong("ra is for IPv6");
+    }
+    if matches!(ip.ra(), RaMode::RaOnly | RaMode::Slaac | RaMode::Stateless) && ip.address.prefix != 64 {
+        return wrong("guests can only make their own addresses with a prefix of 64 bits");
+    }
+    let unit = if ip.address.is_ipv4() { 8 } else { 4 };
+    if ip.local_ptr && (ip.address.prefix == 0 || ip.address.prefix % unit != 0) {
+        return wrong(format!("local_ptr needs a prefix that is a multiple of {unit} bits"));
     }
     if let Some(root) = ip.tftp_root.as_ref().filter(|root| root.contains(['\n', '\r', '\0']) || !root.starts_with('/'))
     {

@@ -104,7 +104,7 @@ pub struct IpSpec {
     /// The directory that TFTP serves (`<tftp root>`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tftp_root: Option<String>,
-    /// IPv6: what router advertisements tell; `dhcpv6` if there is a range, else `ra-only`.
+    /// IPv6: what router advertisements tell; `dhcpv6` if there is a range, else `ra-only` (for a prefix of 64 bits).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ra: Option<RaMode>,
     /// DHCP.
@@ -121,7 +121,8 @@ impl IpSpec {
             _ if self.address.is_ipv4() => RaMode::Off,
             Some(mode) => mode,
             None if leases => RaMode::Dhcpv6,
-            None => RaMode::RaOnly,
+            None if self.address.prefix == 64 => RaMode::RaOnly,
+            None => RaMode::Off,
         }
     }
 }
