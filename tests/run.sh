@@ -13,6 +13,8 @@ need ping iputils-ping
 need nft nftables
 need ethtool ethtool
 need tcpdump tcpdump
+need dnsmasq dnsmasq-base
+need busybox busybox-static
 need iperf3 iperf3
 need brctl bridge-utils
 need python3 python3-minimal

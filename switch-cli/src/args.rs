@@ -67,6 +67,9 @@ pub enum Command {
     /// The MAC table: show, add, del, flush
     #[command(subcommand)]
     Fdb(Fdb),
+    /// Virtual networks: define, start, stop, show, list, undefine
+    #[command(subcommand)]
+    Network(Network),
     /// Print the QEMU arguments that plug a VM into a port
     QemuArgs(QemuArgs),
     /// Print the libvirt XML that plugs a domain into a port
@@ -273,6 +276,63 @@ pub enum Domain {
         /// key=value.
         #[arg(required = true)]
         settings: Vec<String>,
+    },
+}
+
+/// `vswitch network`.
+#[derive(Subcommand)]
+pub enum Network {
+    /// Define a network, or change its definition; one that is started follows at once
+    #[command(after_help = "Example, from standard input:
+  vswitch network define - <<'END'
+  name = \"lab\"
+  forward = { mode = \"nat\" }
+  [[ip]]
+  address = \"10.7.0.1/24\"
+  dhcp = { range = [{ start = \"10.7.0.100\", end = \"10.7.0.199\" }] }
+  END
+  vswitch network start lab
+  vswitch port add vm1=tap,domain=lab
+
+Modes: isolated (default), nat, routed, open, bridge (with dev or domain).")]
+    Define {
+        /// TOML file, a network or several as [[network]]; - for standard input.
+        file: PathBuf,
+    },
+    /// Start a network: its gateway, forwarding, DHCP and DNS
+    #[command(after_help = "Examples:
+  vswitch network start lab
+  vswitch network start lab --fix-forward        with an exception in chains of others that drop what is forwarded")]
+    Start {
+        /// Its name.
+        name: String,
+        /// While it is started, chains that drop what is forwarded (Docker's, firewalld's) have an exception for it.
+        #[arg(long)]
+        fix_forward: bool,
+    },
+    /// Stop a network: nothing passes in its domain any more, and the host is as before
+    Stop {
+        /// Its name.
+        name: String,
+    },
+    /// List networks
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show networks with the addresses that guests have, and what is in the way
+    Show {
+        /// Only this one.
+        name: Option<String>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Forget a network that is stopped
+    Undefine {
+        /// Its name.
+        name: String,
     },
 }
 

@@ -43,6 +43,17 @@ impl Client {
         self.call(Method::POST, path, Some(body))
     }
 
+    /// `POST base/name/action` with a body.
+    pub fn post_to<T: DeserializeOwned>(
+        &self,
+        base: &str,
+        name: &str,
+        action: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        self.call(Method::POST, &format!("{base}/{}/{action}", encode(name)), Some(body))
+    }
+
     /// `PATCH base/name` with a body.
     pub fn patch<T: DeserializeOwned>(&self, base: &str, name: &str, body: &impl Serialize) -> anyhow::Result<T> {
         self.call(Method::PATCH, &format!("{base}/{}", encode(name)), Some(body))

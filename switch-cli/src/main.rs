@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Command::Status { json } => commands::status(&client, json),
         Command::Port(command) => commands::port::port(&client, command),
         Command::Domain(command) => commands::domain::domain(&client, command),
+        Command::Network(command) => commands::network::network(&client, command),
         Command::Fdb(command) => commands::fdb::fdb(&client, command),
         Command::QemuArgs(wish) => commands::qemu_args::qemu_args(&client, &wish),
         Command::LibvirtXml(wish) => commands::libvirt_xml::libvirt_xml(&client, &wish),

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! control     desired state, plan, executor, API server and wire types
+//! network     gateways of networks: addresses, rules, DHCP and DNS
 //! switch      the running engine: workers, publication, quiescence
 //! worker      turn(): receive, judge, send, release
 //! port        the PortRx / PortTx seam and its drivers
@@ -22,6 +23,7 @@ pub mod id;
 pub mod link;
 pub mod mac;
 pub mod netns;
+pub mod network;
 pub mod pipeline;
 pub mod port;
 pub mod stats;

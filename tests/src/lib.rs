@@ -62,6 +62,7 @@ pub struct Daemon {
     child: Child,
     directory: PathBuf,
     binary: PathBuf,
+    netns: Option<String>,
 }
 
 impl Daemon {
@@ -70,11 +71,19 @@ impl Daemon {
     /// # Errors
     /// It does not come up; the error has its log.
     pub fn start(arguments: &[&str]) -> anyhow::Result<Daemon> {
+        Daemon::start_in(None, arguments)
+    }
+
+    /// Starts one in a namespace, which is its host.
+    ///
+    /// # Errors
+    /// It does not come up; the error has its log.
+    pub fn start_in(netns: Option<&str>, arguments: &[&str]) -> anyhow::Result<Daemon> {
         let directory = std::env::temp_dir().join(unique("vswitch-test-"));
         std::fs::create_dir(&directory)?;
         let binary = binary()?;
-        let child = spawn(&binary, &directory, arguments)?;
-        let daemon = Daemon { child, directory, binary };
+        let child = spawn(&binary, &directory, netns, arguments)?;
+        let daemon = Daemon { child, directory, binary, netns: netns.map(str::to_owned) };
         daemon.wait_up()?;
         Ok(daemon)
     }
@@ -161,7 +170,7 @@ impl Daemon {
     /// # Errors
     /// It does not come up again.
     pub fn restart(&mut self) -> anyhow::Result<()> {
-        self.child = spawn(&self.binary, &self.directory, &[])?;
+        self.child = spawn(&self.binary, &self.directory, self.netns.as_deref(), &[])?;
         self.wait_up()
     }
 
@@ -183,9 +192,10 @@ impl Drop for Daemon {
     }
 }
 
-fn spawn(binary: &Path, directory: &Path, arguments: &[&str]) -> anyhow::Result<Child> {
+fn spawn(binary: &Path, directory: &Path, netns: Option<&str>, arguments: &[&str]) -> anyhow::Result<Child> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(directory.join("log"))?;
-    Ok(Command::new(binary)
+    let mut command = Command::new(binary);
+    command
         .arg("--api")
         .arg(directory.join("api.sock"))
         .arg("run")
@@ -194,8 +204,9 @@ fn spawn(binary: &Path, directory: &Path, arguments: &[&str]) -> anyhow::Result<
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()?)
+        .stderr(log);
+    // The child has the namespace of the thread that starts it.
+    Ok(switch_core::netns::run_in(netns, || command.spawn())??)
 }
 
 /// One in-memory port of a [`Bench`].

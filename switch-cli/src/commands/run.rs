@@ -50,6 +50,8 @@ pub fn run(api: &Path, args: Run) -> anyhow::Result<()> {
         let spec: PortSpec = text.parse()?;
         desired.ports.insert(spec.name.clone(), Owned { spec, origin: Origin::Cli });
     }
+    let started = desired.networks.iter().filter(|(_, network)| network.spec.autostart == Some(true));
+    desired.active.extend(started.map(|(name, _)| name.clone()).collect::<Vec<_>>());
     desired.check()?;
     journal.save(&desired)?;
     raise_file_limit();

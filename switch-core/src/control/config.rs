@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{
     desired::{Desired, FdbSpec, Origin, Owned},
-    spec::{DomainSpec, PortSpec, SpecError},
+    spec::{DomainSpec, NetworkSpec, PortSpec, SpecError},
 };
 
 /// The file as it is written.
@@ -22,6 +22,9 @@ pub struct Config {
     /// `[[fdb]]`.
     #[serde(default)]
     pub fdb: Vec<FdbSpec>,
+    /// `[[network]]`.
+    #[serde(default)]
+    pub network: Vec<NetworkSpec>,
 }
 
 impl Config {
@@ -44,6 +47,12 @@ impl Config {
                 return Err(SpecError(format!("port \"{}\" is defined twice", port.name)));
             }
         }
+        for network in &config.network {
+            network.check()?;
+            if !seen.insert(("network", network.name.clone())) {
+                return Err(SpecError(format!("network \"{}\" is defined twice", network.name)));
+            }
+        }
         Ok(config)
     }
 
@@ -63,9 +72,22 @@ impl Config {
                 .collect(),
             ports: current.ports.iter().filter(|(_, o)| keep(o.origin)).map(|(n, o)| (n.clone(), o.clone())).collect(),
             fdb: Vec::new(),
+            networks: current
+                .networks
+                .iter()
+                .filter(|(_, o)| keep(o.origin))
+                .map(|(n, o)| (n.clone(), o.clone()))
+                .collect(),
+            active: current.active.clone(),
+            fixing: current.fixing.clone(),
         };
         take(&mut desired.domains, self.domain.iter().map(|d| (d.name.clone(), d.clone())), "domain")?;
         take(&mut desired.ports, self.port.iter().map(|p| (p.name.clone(), p.clone())), "port")?;
+        take(&mut desired.networks, self.network.iter().map(|n| (n.name.clone(), n.clone())), "network")?;
+        desired.active.retain(|name| desired.networks.contains_key(name));
+        desired.fixing.retain(|name| desired.active.contains(name));
+        let started = self.network.iter().filter(|n| n.autostart != Some(false));
+        desired.active.extend(started.map(|n| n.name.clone()));
         desired.fdb.clone_from(&self.fdb);
         if !prune {
             let ports = desired.effective_ports();

@@ -1,10 +1,12 @@
 //! Desired state: everything that somebody asked for and has not taken back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::spec::{AttachmentSpec, DEFAULT_DOMAIN, DomainSpec, DressSpec, Kind, PortSpec, SpecError};
+use super::spec::{
+    AttachmentSpec, DEFAULT_DOMAIN, DomainSpec, DressSpec, Kind, NetworkSpec, PortSpec, RoleSpec, SpecError,
+};
 use crate::mac::MacAddr;
 
 /// Who asked for an object.
@@ -59,6 +61,15 @@ pub struct Desired {
     pub ports: BTreeMap<String, Owned<PortSpec>>,
     /// Static and sticky entries.
     pub fdb: Vec<FdbSpec>,
+    /// Networks by name.
+    #[serde(default)]
+    pub networks: BTreeMap<String, Owned<NetworkSpec>>,
+    /// Those that are started.
+    #[serde(default)]
+    pub active: BTreeSet<String>,
+    /// Those of them that were started with an exception in others' chains, whatever their definition says.
+    #[serde(default)]
+    pub fixing: BTreeSet<String>,
 }
 
 impl Desired {
@@ -75,10 +86,12 @@ impl Desired {
                 )));
             }
         }
+        self.check_networks()?;
+        let domains = self.effective_domains();
         for (name, port) in &self.ports {
             port.spec.check()?;
             for attachment in &port.spec.domains {
-                if attachment.domain != DEFAULT_DOMAIN && !self.domains.contains_key(&attachment.domain) {
+                if !domains.contains_key(&attachment.domain) {
                     return Err(SpecError(format!(
                         "port \"{name}\": there is no domain \"{0}\"; make it with: vswitch domain add {0}",
                         attachment.domain
@@ -91,7 +104,7 @@ impl Desired {
             if entry.mac.is_multicast() || entry.mac == MacAddr::ZERO {
                 return Err(SpecError(format!("fdb entry {}: not a unicast address", entry.mac)));
             }
-            if entry.domain != DEFAULT_DOMAIN && !self.domains.contains_key(&entry.domain) {
+            if !domains.contains_key(&entry.domain) {
                 return Err(SpecError(format!("fdb entry {}: there is no domain \"{}\"", entry.mac, entry.domain)));
             }
             let Some(port) = ports.get(&entry.port) else {
@@ -107,15 +120,80 @@ impl Desired {
         Ok(())
     }
 
-    /// Domains with the implied one.
+    /// Checks what networks say of domains, ports and each other.
+    fn check_networks(&self) -> Result<(), SpecError> {
+        let wrong = |name: &str, what: String| Err(SpecError(format!("network \"{name}\": {what}")));
+        let mut uuids = BTreeMap::new();
+        for (index, (name, network)) in self.networks.iter().enumerate() {
+            let spec = &network.spec;
+            spec.check()?;
+            spec.supported()?;
+            if self.domains.contains_key(name) {
+                return wrong(
+                    name,
+                    "there is a domain of the same name, which would be its own; remove that, or rename one of them"
+                        .into(),
+                );
+            }
+            for port in [name.clone(), uplink_name(name)] {
+                if self.ports.contains_key(&port) {
+                    return wrong(
+                        name,
+                        format!("there is a port \"{port}\", which would be its own; rename one of them"),
+                    );
+                }
+            }
+            if let Some(domain) = &spec.forward.domain
+                && domain != DEFAULT_DOMAIN
+                && !self.domains.contains_key(domain)
+            {
+                return wrong(
+                    name,
+                    format!("there is no domain \"{domain}\"; make it with: vswitch domain add {domain}"),
+                );
+            }
+            if let Some(other) = spec.uuid.as_ref().and_then(|uuid| uuids.insert(uuid.to_lowercase(), name)) {
+                return wrong(name, format!("network \"{other}\" has the same uuid"));
+            }
+            for (other, there) in self.networks.iter().take(index) {
+                let there = &there.spec;
+                if there.netns != spec.netns || !there.has_host() || !spec.has_host() {
+                    continue;
+                }
+                if there.device() == spec.device() {
+                    return wrong(name, format!("network \"{other}\" has the host port \"{}\", too", spec.device()));
+                }
+                if let Some(net) = spec.addresses().find(|a| there.addresses().any(|b| b.overlaps(a))) {
+                    return wrong(name, format!("{} overlaps with network \"{other}\"", net.network()));
+                }
+            }
+        }
+        match self.active.iter().find(|name| !self.networks.contains_key(*name)) {
+            Some(name) => wrong(name, "there is no such network; see: vswitch network list".into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether frames may pass in a domain: in a network's, while it is started.
+    #[must_use]
+    pub fn passes(&self, domain: &str) -> bool {
+        !self.networks.contains_key(domain) || self.active.contains(domain)
+    }
+
+    /// Domains with the implied ones: `default`, and those of networks.
     #[must_use]
     pub fn effective_domains(&self) -> BTreeMap<String, DomainSpec> {
         let mut all = BTreeMap::from([(DEFAULT_DOMAIN.to_owned(), DomainSpec::new(DEFAULT_DOMAIN))]);
         all.extend(self.domains.iter().map(|(name, owned)| (name.clone(), owned.spec.clone())));
+        for (name, owned) in self.networks.iter().filter(|(_, owned)| owned.spec.has_domain()) {
+            let mut domain = DomainSpec::new(name);
+            domain.mtu = owned.spec.mtu.unwrap_or(domain.mtu);
+            all.insert(name.clone(), domain);
+        }
         all
     }
 
-    /// Ports with the host ports that domains imply.
+    /// Ports with those that domains and started networks imply: host ports and uplinks.
     #[must_use]
     pub fn effective_ports(&self) -> BTreeMap<String, PortSpec> {
         let mut all: BTreeMap<_, _> =
@@ -131,6 +209,28 @@ impl Desired {
                 all.insert(name.clone(), port);
             }
         }
+        for (name, owned) in self.networks.iter().filter(|(name, _)| self.active.contains(*name)) {
+            let network = &owned.spec;
+            if network.port_isolated {
+                isolate(&mut all, name);
+            }
+            if network.has_host() {
+                let mut port = PortSpec::new(name, Kind::Tap);
+                port.device = Some(network.device().to_owned());
+                port.netns.clone_from(&network.netns);
+                port.mac = network.mac;
+                port.mtu = Some(network.mtu.unwrap_or_else(|| DomainSpec::new(name).mtu));
+                port.domains = vec![AttachmentSpec::untagged(name)];
+                all.insert(name.clone(), port);
+            }
+            if let Some(device) = network.forward.dev.as_ref().filter(|_| network.has_domain() && !network.by_host()) {
+                let mut port = PortSpec::new(&uplink_name(name), Kind::Packet);
+                port.device = Some(device.clone());
+                port.netns.clone_from(&network.netns);
+                port.domains = vec![AttachmentSpec::untagged(name)];
+                all.insert(port.name.clone(), port);
+            }
+        }
         all
     }
 
@@ -139,4 +239,16 @@ impl Desired {
         self.fdb.retain(|entry| entry.port != name);
         self.ports.remove(name).is_some()
     }
+}
+
+/// The name of the port that a bridged network has outside.
+#[must_use]
+pub fn uplink_name(network: &str) -> String {
+    format!("{network}.uplink")
+}
+
+/// All members of a network's domain are isolated from each other.
+fn isolate(ports: &mut BTreeMap<String, PortSpec>, domain: &str) {
+    let members = ports.values_mut().flat_map(|port| &mut port.domains).filter(|a| a.domain == domain);
+    members.for_each(|attachment| attachment.role = RoleSpec::Isolated);
 }

@@ -13,6 +13,7 @@ pub mod desired;
 mod drivers;
 pub mod journal;
 pub mod manager;
+mod networks;
 pub mod plan;
 pub mod server;
 pub mod spec;

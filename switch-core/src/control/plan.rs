@@ -5,9 +5,9 @@ use super::{desired::Desired, spec::PortSpec};
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Step {
-    /// `add`, `change`, `reopen` or `remove`.
+    /// `add`, `change`, `reopen` or `remove`; for networks also `start` and `stop`.
     pub action: String,
-    /// `domain`, `port` or `fdb`.
+    /// `domain`, `port`, `fdb` or `network`.
     pub what: String,
     /// Its name.
     pub name: String,
@@ -48,6 +48,22 @@ pub fn plan(old: &Desired, new: &Desired) -> Vec<Step> {
             Some(before) if before != port => step("change", "port", name),
             Some(_) => {}
         }
+    }
+    for (name, network) in &new.networks {
+        match old.networks.get(name) {
+            None => step("add", "network", name),
+            Some(before) if before.spec != network.spec => step("change", "network", name),
+            Some(_) => {}
+        }
+    }
+    for name in new.active.difference(&old.active) {
+        step("start", "network", name);
+    }
+    for name in old.active.difference(&new.active) {
+        step("stop", "network", name);
+    }
+    for name in old.networks.keys().filter(|n| !new.networks.contains_key(*n)) {
+        step("remove", "network", name);
     }
     for entry in new.fdb.iter().filter(|e| !old.fdb.contains(e)) {
         step("add", "fdb", &entry.mac.to_string());

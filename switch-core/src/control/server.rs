@@ -22,6 +22,7 @@ use super::{
     config::Config,
     desired::{FdbSpec, Origin},
     manager::{Manager, ManagerError, Notice},
+    networks,
     plan::plan,
     spec::{AttachmentSpec, DomainSpec, PortSpec, SpecError},
     wire::{Add, Apply, DomainView, Done, FdbView, FlushRequest, Flushed, PortChange, PortView, Refusal, Status},
@@ -64,7 +65,7 @@ impl IntoResponse for ManagerError {
     }
 }
 
-type Answer<T> = Result<Json<T>, ManagerError>;
+pub(super) type Answer<T> = Result<Json<T>, ManagerError>;
 
 fn no_port(name: &str) -> ManagerError {
     ManagerError::NotFound(format!("there is no port \"{name}\"; see: vswitch port show"))
@@ -269,6 +270,7 @@ fn router(manager: Shared, allowed: Allowed) -> Router {
         .route("/v1/domains/{name}", patch(change_domain).delete(del_domain))
         .route("/v1/fdb", get(fdb).post(add_fdb).delete(del_fdb))
         .route("/v1/fdb/flush", post(flush))
+        .merge(networks::routes())
         .route("/v1/apply", post(apply))
         .route("/v1/events", get(events))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

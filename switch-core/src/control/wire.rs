@@ -7,9 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::{
     desired::Origin,
     plan::Step,
-    spec::{DomainSpec, PortSpec},
+    spec::{DomainSpec, NetworkSpec, PortSpec},
 };
-use crate::{fdb::Kind, mac::MacAddr};
+use crate::{
+    fdb::Kind,
+    mac::MacAddr,
+    network::{Blocker, Lease},
+};
 
 /// Whether a port works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,4 +183,51 @@ pub struct Flushed {
 pub struct Refusal {
     /// What is wrong and what to do.
     pub error: String,
+}
+
+/// Whether a network works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkState {
+    /// Started, and everything it needs is there.
+    Up,
+    /// Started, but `reason` keeps it from working; it is tried again.
+    Waiting,
+    /// Not started: nothing passes in its domain.
+    Stopped,
+}
+
+/// A network, wanted and observed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NetworkView {
+    /// What was asked for.
+    pub spec: NetworkSpec,
+    /// Who asked.
+    pub origin: Origin,
+    /// Whether it works.
+    pub state: NetworkState,
+    /// What does not work, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Its nftables table, of the family `inet`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    /// Chains of others that may drop what it forwards.
+    #[serde(default)]
+    pub blockers: Vec<Blocker>,
+    /// The id of its dnsmasq.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dnsmasq: Option<u32>,
+    /// Addresses that guests have.
+    #[serde(default)]
+    pub leases: Vec<Lease>,
+}
+
+/// `POST /v1/networks/{name}/start`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartNetwork {
+    /// Chains of others that drop what is forwarded are given an exception.
+    #[serde(default)]
+    pub fix_forward: bool,
 }

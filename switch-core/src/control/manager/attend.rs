@@ -8,6 +8,7 @@ use crate::{
     control::spec::PortSpec,
     fdb::Flush,
     id::{DomainId, PortId},
+    network::Networks,
     worker::Event,
 };
 
@@ -51,6 +52,9 @@ impl Manager {
             }
         }
         self.follow_carriers()?;
+        for text in self.networks.as_ref().map(Networks::notices).unwrap_or_default() {
+            self.notice(text);
+        }
         if !self.waiting.is_empty() {
             let ports = self.desired.effective_ports();
             let again: Vec<PortSpec> = self.waiting.keys().filter_map(|name| ports.get(name).cloned()).collect();
@@ -62,6 +66,7 @@ impl Manager {
                 self.set_quotas();
             }
         }
+        self.tell_networks();
         Ok(())
     }
 

@@ -60,6 +60,11 @@ impl Manager {
     /// See [`change`](Self::change).
     pub fn add_domain(&mut self, spec: DomainSpec, origin: Origin) -> Result<Done, ManagerError> {
         let name = spec.name.clone();
+        if self.desired.networks.contains_key(&name) {
+            return Err(
+                SpecError(format!("\"{name}\" is the domain of a network; see: vswitch network show {name}")).into()
+            );
+        }
         if self.desired.domains.contains_key(&name) {
             return Err(
                 SpecError(format!("there is a domain \"{name}\" already; see: vswitch domain show {name}")).into()
@@ -76,6 +81,12 @@ impl Manager {
     /// It does not exist or has members; see also [`change`](Self::change).
     pub fn del_domain(&mut self, name: &str, ports: bool) -> Result<Done, ManagerError> {
         let mut desired = self.desired.clone();
+        if desired.networks.contains_key(name) {
+            return Err(SpecError(format!(
+                "\"{name}\" is the domain of a network; use: vswitch network undefine {name}"
+            ))
+            .into());
+        }
         if desired.domains.remove(name).is_none() {
             return Err(ManagerError::NotFound(format!("there is no domain \"{name}\"; see: vswitch domain show")));
         }

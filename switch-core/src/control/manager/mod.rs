@@ -12,6 +12,7 @@ use std::{
 
 mod attend;
 mod edits;
+mod networks;
 mod views;
 
 use super::{
@@ -19,13 +20,14 @@ use super::{
     drivers::Drivers,
     journal::Journal,
     plan::{Step, needs_reopen, plan},
-    spec::{AttachmentSpec, DressSpec, PortSpec, RoleSpec, SpecError},
+    spec::{AttachmentSpec, DressSpec, NetworkSpec, PortSpec, RoleSpec, SpecError},
     wire::Done,
 };
 use crate::{
     fdb::{self, Flush},
     id::{DomainId, MAX_PORTS, PortId},
     link::Links,
+    network::{Networks, Outcome},
     port::{Notifier, Opened, PortControl, PortRx, guard::Guards},
     switch::{Settings, Switch, SwitchError},
     topology::{Attachment, DomainDef, Dress, PortDef, PortShared, Role},
@@ -79,6 +81,12 @@ type Grant = (PortId, Vec<Box<dyn PortRx>>);
 
 /// See the module page.
 pub struct Manager {
+    /// First to go: what it has made outside ends before the ports do. `None`: nothing outlives the process, so there are no networks.
+    networks: Option<Networks>,
+    /// The networks that it was told of.
+    told: BTreeMap<String, NetworkSpec>,
+    /// What comes of the last that each was told.
+    outcomes: BTreeMap<String, Outcome>,
     switch: Switch,
     settings: Settings,
     journal: Option<Journal>,
@@ -107,7 +115,12 @@ impl Manager {
             let news = Arc::clone(&news);
             Notifier::new(move || news.notify_one())
         };
+        let networks =
+            journal.as_ref().map(|journal| Networks::start(journal.directory(), notifier.clone())).transpose();
         let mut manager = Manager {
+            networks: networks.map_err(ManagerError::Journal)?,
+            told: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
             switch,
             settings,
             journal: None,
@@ -150,6 +163,7 @@ impl Manager {
     /// The state contradicts itself or cannot be journalled: nothing has changed. Or the switch failed.
     pub fn change(&mut self, desired: Desired) -> Result<Done, ManagerError> {
         desired.check()?;
+        self.check_equipment(&desired)?;
         let steps = plan(&self.desired, &desired);
         if desired.effective_ports().len() > MAX_PORTS {
             return Err(SpecError(format!("a switch has at most {MAX_PORTS} ports")).into());
@@ -219,6 +233,8 @@ impl Manager {
         self.drop_domain_ids();
         self.pin_entries(old);
         self.set_quotas();
+        self.quiet_stopped_networks(old);
+        self.tell_networks();
         for step in steps {
             self.notice(format!("{step}"));
         }
@@ -355,6 +371,7 @@ impl Manager {
             let attachments = spec
                 .domains
                 .iter()
+                .filter(|a| self.desired.passes(&a.domain))
                 .filter_map(|a| Some(attachment(*self.domain_ids.get(&a.domain)?, a, &mut communities)))
                 .collect();
             ports.push(PortDef {

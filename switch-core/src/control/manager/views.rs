@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::Manager;
 use crate::{
     control::{
+        desired::Origin,
         spec::{AttachmentSpec, Kind, PortSpec},
         wire::{DomainView, FdbView, PortState, PortView, Status},
     },
@@ -104,7 +105,10 @@ impl Manager {
             .effective_domains()
             .into_values()
             .map(|spec| DomainView {
-                origin: self.desired.domains.get(&spec.name).map(|o| o.origin),
+                origin: match self.desired.domains.get(&spec.name) {
+                    Some(owned) => Some(owned.origin),
+                    None => self.desired.networks.contains_key(&spec.name).then_some(Origin::Network),
+                },
                 members: ports
                     .values()
                     .flat_map(|p| p.domains.iter().filter(|a| a.domain == spec.name).map(|a| member_text(&p.name, a)))
