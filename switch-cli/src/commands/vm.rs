@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, bail};
 use switch_core::{
     control::{
-        spec::{Kind, PortSpec, SocketMode},
+        spec::{Kind, Mode, PortSpec},
         wire::PortView,
     },
     mac::MacAddr,
@@ -84,7 +84,7 @@ impl Wire {
     pub fn of(view: &PortView) -> anyhow::Result<Wire> {
         let spec = &view.spec;
         let name = &spec.name;
-        let vm_listens = spec.mode == Some(SocketMode::Client);
+        let vm_listens = spec.mode == Some(Mode::Client);
         Ok(match spec.kind {
             Kind::Tap => {
                 let device = spec.device();
@@ -94,6 +94,11 @@ impl Wire {
                      or let QEMU hold a TAP whose netdev is the port: ip tuntap add vm1 mode tap && ip link set vm1 up && vswitch port add vm1=packet"
                 );
             }
+            Kind::Macvtap => bail!(
+                "port \"{name}\" is a macvtap, whose character device the switch itself holds: it is the way to the network of \"{}\". \
+                 Give the VM a port of its own in the same domain: vswitch port add vm1=vhost-user,path=/run/vm1.sock",
+                spec.device()
+            ),
             Kind::Packet => tap(view)?,
             Kind::VhostUser => {
                 Wire::VhostUser { path: absolute(spec, "path", spec.path.as_deref())?, vm_listens, queues: spec.queues }

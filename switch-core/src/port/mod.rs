@@ -7,6 +7,7 @@
 
 pub mod dgram;
 pub mod guard;
+pub mod macvtap;
 pub mod mem;
 pub mod netdev;
 pub mod packet;
@@ -137,6 +138,12 @@ pub trait PortControl: Send {
     /// Why no frame can pass at present, for humans (no peer, no carrier); `None`: nothing is in the way. Called often;
     /// must not block.
     fn missing(&mut self) -> Option<String>;
+
+    /// Whether the device has gone away for good, where the queues cannot tell: the port is closed, and opened again when
+    /// that can be done. Called as often as [`missing`](Self::missing).
+    fn gone(&mut self) -> bool {
+        false
+    }
 
     /// The port's administrative state has changed: tells the other side, where the protocol can say so.
     fn set_link(&mut self, _up: bool) {}

@@ -7,6 +7,7 @@ use std::{
         fd::{AsRawFd, RawFd},
         unix::fs::OpenOptionsExt,
     },
+    path::Path,
 };
 
 use super::buf::Gather;
@@ -81,13 +82,31 @@ pub fn attach_vnet(name: &str, multi_queue: bool) -> io::Result<File> {
     let req = IfReq::new(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | queue);
     // SAFETY: the kernel reads and writes one ifreq (40 bytes), which `req` is.
     checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw const req) })?;
+    set_header(&file)?;
+    Ok(file)
+}
+
+/// Opens the character device of a macvtap as one more queue, with virtio-net headers.
+///
+/// # Errors
+/// As the kernel says: no permission, no more queues.
+pub fn open_macvtap(node: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(node)?;
+    let req = IfReq::new("", IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE);
+    // SAFETY: the kernel reads and writes one ifreq (40 bytes), which `req` is.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw const req) })?;
+    set_header(&file)?;
+    Ok(file)
+}
+
+/// Length and byte order of the virtio-net header.
+fn set_header(file: &File) -> io::Result<()> {
     let size = VNET_HDR_BYTES as libc::c_int;
     // SAFETY: the kernel reads one int.
     checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ, &raw const size) })?;
     let little_endian: libc::c_int = 1;
     // SAFETY: the kernel reads one int.
-    checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETLE, &raw const little_endian) })?;
-    Ok(file)
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETLE, &raw const little_endian) })
 }
 
 /// Says which owed work the switch takes from the device. Returns whether segmentation of UDP is part of it.

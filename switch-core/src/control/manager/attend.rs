@@ -50,6 +50,10 @@ impl Manager {
                 }
             }
         }
+        let gone: Vec<PortId> = self.open.values_mut().filter_map(|o| o.control.gone().then_some(o.id)).collect();
+        for port in gone {
+            self.lost_device(port)?;
+        }
         self.follow_carriers()?;
         if !self.waiting.is_empty() {
             let ports = self.desired.effective_ports();

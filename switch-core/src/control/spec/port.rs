@@ -27,6 +27,8 @@ pub enum Kind {
     Tap,
     /// A netdev that exists already, over an AF_PACKET socket.
     Packet,
+    /// A macvtap that the switch makes on a netdev.
+    Macvtap,
     /// Frames over a connection (QEMU's `-netdev stream`).
     Stream,
     /// Frames in datagrams (QEMU's `-netdev dgram`).
@@ -40,6 +42,7 @@ impl Kind {
     pub const ALL: &'static [(&'static str, Kind)] = &[
         ("tap", Kind::Tap),
         ("packet", Kind::Packet),
+        ("macvtap", Kind::Macvtap),
         ("stream", Kind::Stream),
         ("dgram", Kind::Dgram),
         ("vhost-user", Kind::VhostUser),
@@ -51,6 +54,7 @@ impl Kind {
         match self {
             Kind::Tap => &["device", "netns", "queues", "offload", "mtu", "mac", "owner", "group", "persist"],
             Kind::Packet => &["device", "netns", "queues", "offload", "guard"],
+            Kind::Macvtap => &["device", "netns", "mode", "queues", "offload", "mtu", "mac"],
             Kind::Stream => &["path", "address", "mode", "owner", "group", "perm"],
             Kind::Dgram => &["path", "address", "peer", "owner", "group", "perm"],
             Kind::VhostUser => &["path", "mode", "queues", "offload", "owner", "group", "perm"],
@@ -88,14 +92,45 @@ pub(super) fn default_attachments() -> Vec<AttachmentSpec> {
     vec![AttachmentSpec::untagged(DEFAULT_DOMAIN)]
 }
 
-/// Which side of a socket the switch is.
+/// Which side of a socket the switch is, or how a macvtap treats its siblings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum SocketMode {
+pub enum Mode {
     /// It listens.
     Server,
     /// It connects, and does so again for ever.
     Client,
+    /// A macvtap that hears nothing of its siblings.
+    Private,
+    /// A macvtap whose frames to its siblings leave by the wire, and come back from there.
+    Vepa,
+    /// A macvtap that reaches its siblings inside the host.
+    Bridge,
+    /// A macvtap that has the device to itself.
+    Passthrough,
+}
+
+impl Mode {
+    /// All modes, for messages.
+    const ALL: &'static [(&'static str, Mode)] = &[
+        ("server", Mode::Server),
+        ("client", Mode::Client),
+        ("private", Mode::Private),
+        ("vepa", Mode::Vepa),
+        ("bridge", Mode::Bridge),
+        ("passthrough", Mode::Passthrough),
+    ];
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, mode)| *mode == self).map_or("?", |(name, _)| name)
+    }
+
+    /// Whether it is a socket's.
+    pub(super) const fn is_socket(self) -> bool {
+        matches!(self, Mode::Server | Mode::Client)
+    }
 }
 
 fn yes() -> bool {
@@ -176,9 +211,9 @@ pub struct PortSpec {
     /// Address and port, instead of a Unix socket: as `path`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<SocketAddr>,
-    /// Which side of the socket the switch is.
+    /// Which side of the socket the switch is; how a macvtap treats its siblings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mode: Option<SocketMode>,
+    pub mode: Option<Mode>,
     /// Permission bits of the socket that the switch makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perm: Option<u32>,
@@ -262,10 +297,12 @@ impl PortSpec {
                 _ => return wrong(format!("perm={value}: use octal digits, for example perm=0660")),
             },
             "mode" => {
-                self.mode = Some(match value {
-                    "server" => SocketMode::Server,
-                    "client" => SocketMode::Client,
-                    _ => {
+                self.mode = Some(match Mode::ALL.iter().find(|(name, _)| *name == value) {
+                    Some((_, mode)) => *mode,
+                    None if self.kind == Kind::Macvtap => {
+                        return wrong(format!("mode={value}: use bridge, private, vepa or passthrough"));
+                    }
+                    None => {
                         return wrong(format!("mode={value}: use server (the switch listens) or client (it connects)"));
                     }
                 });
@@ -313,7 +350,9 @@ impl PortSpec {
                 "port \"{name}\": \"{device}\" cannot be a device name (1 to {MAX_DEVICE_NAME} characters); give the device its own name with device="
             ));
         }
-        if !self.kind.is_device() {
+        if self.kind.is_device() {
+            self.check_device()?;
+        } else {
             self.check_socket()?;
         }
         if let Some(mtu) = self.mtu
@@ -341,9 +380,15 @@ impl PortSpec {
     /// Checks that the keys of a socket go together.
     fn check_socket(&self) -> Result<(), SpecError> {
         let name = &self.name;
+        if let Some(mode) = self.mode.filter(|mode| !mode.is_socket()) {
+            return wrong(format!(
+                "port \"{name}\": mode={}: use server (the switch listens) or client (it connects)",
+                mode.name()
+            ));
+        }
         let one_place = match self.kind {
             Kind::Stream | Kind::Dgram => Some(self.path.is_some() != self.address.is_some()),
-            Kind::Tap | Kind::Packet | Kind::VhostUser => None,
+            Kind::Tap | Kind::Packet | Kind::Macvtap | Kind::VhostUser => None,
         };
         if one_place == Some(false) {
             let kind = self.kind.name();
@@ -368,7 +413,7 @@ impl PortSpec {
                 return wrong(format!("port \"{name}\": queues={}: use 1 to {MAX_VHOST_QUEUES}", self.queues));
             }
         }
-        let made = self.path.is_some() && self.mode != Some(SocketMode::Client);
+        let made = self.path.is_some() && self.mode != Some(Mode::Client);
         if !made && (self.owner.is_some() || self.group.is_some() || self.perm.is_some()) {
             return wrong(format!(
                 "port \"{name}\": owner=, group= and perm= are for a Unix socket that the switch makes"
@@ -414,7 +459,7 @@ impl PortSpec {
     #[must_use]
     pub fn opening(&self) -> PortSpec {
         PortSpec {
-            device: Some(self.device().to_owned()),
+            device: if self.kind == Kind::Macvtap { self.device.clone() } else { Some(self.device().to_owned()) },
             guard: Some(self.guarded()),
             link: true,
             hairpin: false,
@@ -430,6 +475,12 @@ impl PortSpec {
     #[must_use]
     pub fn guarded(&self) -> bool {
         self.guard != Some(false)
+    }
+
+    /// The name of the network device that is the port: a macvtap has the port's, and stands on [`device`](Self::device).
+    #[must_use]
+    pub fn netdev(&self) -> &str {
+        if self.kind == Kind::Macvtap { &self.name } else { self.device() }
     }
 
     /// The device's name.
