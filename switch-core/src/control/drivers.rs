@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::spec::{Kind, Mode, PortSpec};
 use crate::{
     link::{Links, MacVtapMode},
-    port::{Notifier, Opened, dgram, guard::Guards, macvtap, packet, stream, tap, vhost_user},
+    mac::mac_of,
+    port::{Notifier, Opened, dgram, guard::Guards, macvtap, packet, stream, tap, tun, vhost_user},
 };
 
 /// What drivers need beside their SPEC.
@@ -61,6 +62,21 @@ impl Drivers {
                     mac: spec.mac,
                 };
                 macvtap::open(&config, &self.links).map_err(|e| e.to_string())
+            }
+            Kind::Tun => {
+                let config = tun::TunConfig {
+                    device: spec.device().to_owned(),
+                    netns: spec.netns.clone(),
+                    offload: spec.offload,
+                    mtu: spec.mtu,
+                    own: tun::resolver::Own {
+                        mac: spec.mac.unwrap_or_else(|| mac_of(&spec.name)),
+                        addresses: spec.addresses.clone(),
+                        onlink: spec.onlink.clone(),
+                        gateways: spec.gateways.clone(),
+                    },
+                };
+                tun::open(&config, &self.links).map_err(|e| e.to_string())
             }
             Kind::Stream => {
                 let place = match (&spec.path, spec.address) {

@@ -14,6 +14,7 @@ pub mod packet;
 pub mod socket;
 pub mod stream;
 pub mod tap;
+pub mod tun;
 pub mod vhost_user;
 
 use std::{os::fd::RawFd, sync::Arc};
@@ -85,17 +86,20 @@ pub struct Sent {
     pub too_big: u32,
     /// Refused by the device for another reason.
     pub error: u32,
+    /// No frame that this port takes, whoever it was for.
+    pub filtered: u32,
 }
 
 impl Sent {
     /// The drops as (reason, count); `frames` and these add up to what was given.
     #[must_use]
-    pub fn drops(&self) -> [(DropReason, u32); 4] {
+    pub fn drops(&self) -> [(DropReason, u32); 5] {
         [
             (DropReason::QueueFull, self.queue_full),
             (DropReason::EgressPortDown, self.port_down),
             (DropReason::EgressTooBig, self.too_big),
             (DropReason::TxError, self.error),
+            (DropReason::NotForPort, self.filtered),
         ]
     }
 }

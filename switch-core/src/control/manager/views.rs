@@ -136,7 +136,7 @@ impl Manager {
 /// The frames that a device has dropped because the switch did not take them in time.
 pub(super) fn not_taken(kind: Kind, link: &Link) -> u64 {
     match kind {
-        Kind::Tap => link.tx_dropped,
+        Kind::Tap | Kind::Tun => link.tx_dropped,
         Kind::Macvtap => link.rx_dropped,
         // A packet port's device drops what the switch sends, not what it receives.
         _ => 0,

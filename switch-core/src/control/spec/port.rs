@@ -3,7 +3,11 @@
 //! All kinds share one structure, because the file, the API and the command line name settings and not structures; which
 //! keys a kind takes is one table ([`Kind::keys`]).
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +18,7 @@ use crate::{
     mac::MacAddr,
     port::{
         tap::{MAX_NAME as MAX_DEVICE_NAME, MAX_QUEUES},
+        tun::prefix::Prefix,
         vhost_user::MAX_QUEUES as MAX_VHOST_QUEUES,
     },
     topology::StormLimits,
@@ -29,6 +34,8 @@ pub enum Kind {
     Packet,
     /// A macvtap that the switch makes on a netdev.
     Macvtap,
+    /// A TUN device: IP packets, for which the switch is a neighbour in the domain.
+    Tun,
     /// Frames over a connection (QEMU's `-netdev stream`).
     Stream,
     /// Frames in datagrams (QEMU's `-netdev dgram`).
@@ -43,6 +50,7 @@ impl Kind {
         ("tap", Kind::Tap),
         ("packet", Kind::Packet),
         ("macvtap", Kind::Macvtap),
+        ("tun", Kind::Tun),
         ("stream", Kind::Stream),
         ("dgram", Kind::Dgram),
         ("vhost-user", Kind::VhostUser),
@@ -55,6 +63,7 @@ impl Kind {
             Kind::Tap => &["device", "netns", "queues", "offload", "mtu", "mac", "owner", "group", "persist"],
             Kind::Packet => &["device", "netns", "queues", "offload", "guard"],
             Kind::Macvtap => &["device", "netns", "mode", "queues", "offload", "mtu", "mac"],
+            Kind::Tun => &["device", "netns", "offload", "mtu", "mac", "address", "onlink", "gateway"],
             Kind::Stream => &["path", "address", "mode", "owner", "group", "perm"],
             Kind::Dgram => &["path", "address", "peer", "owner", "group", "perm"],
             Kind::VhostUser => &["path", "mode", "queues", "offload", "owner", "group", "perm"],
@@ -167,6 +176,23 @@ fn socket_address(key: &str, text: &str) -> Result<SocketAddr, SpecError> {
     })
 }
 
+/// Adds to a list; `none` empties it.
+fn put<T>(list: &mut Vec<T>, key: &str, text: &str) -> Result<(), SpecError>
+where
+    T: FromStr + PartialEq,
+    T::Err: std::fmt::Display,
+{
+    if text == "none" {
+        list.clear();
+        return Ok(());
+    }
+    let item = text.parse().map_err(|e: T::Err| SpecError(format!("{key}={text}: {e}")))?;
+    if !list.contains(&item) {
+        list.push(item);
+    }
+    Ok(())
+}
+
 /// A port as it is wanted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -211,6 +237,15 @@ pub struct PortSpec {
     /// Address and port, instead of a Unix socket: as `path`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<SocketAddr>,
+    /// What is behind a tun port.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<Prefix>,
+    /// What a tun port reaches without a gateway.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub onlink: Vec<Prefix>,
+    /// Where a tun port sends everything else: at most one of each family.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gateways: Vec<IpAddr>,
     /// Which side of the socket the switch is; how a macvtap treats its siblings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
@@ -259,6 +294,9 @@ impl PortSpec {
             guard: None,
             path: None,
             address: None,
+            addresses: Vec::new(),
+            onlink: Vec::new(),
+            gateways: Vec::new(),
             mode: None,
             perm: None,
             peer: None,
@@ -290,6 +328,9 @@ impl PortSpec {
             "persist" => self.persist = Some(switch_value(key, value)?),
             "guard" => self.guard = Some(switch_value(key, value)?),
             "path" => self.path = Some(value.into()),
+            "address" if self.kind == Kind::Tun => put(&mut self.addresses, key, value)?,
+            "onlink" => put(&mut self.onlink, key, value)?,
+            "gateway" => put(&mut self.gateways, key, value)?,
             "address" => self.address = Some(socket_address(key, value)?),
             "peer" => self.peer = Some(value.into()),
             "perm" => match u32::from_str_radix(value, 8) {
@@ -388,7 +429,7 @@ impl PortSpec {
         }
         let one_place = match self.kind {
             Kind::Stream | Kind::Dgram => Some(self.path.is_some() != self.address.is_some()),
-            Kind::Tap | Kind::Packet | Kind::Macvtap | Kind::VhostUser => None,
+            Kind::Tap | Kind::Packet | Kind::Macvtap | Kind::Tun | Kind::VhostUser => None,
         };
         if one_place == Some(false) {
             let kind = self.kind.name();
@@ -445,7 +486,9 @@ impl PortSpec {
             ("persist", self.persist.is_some()),
             ("guard", self.guard.is_some()),
             ("path", self.path.is_some()),
-            ("address", self.address.is_some()),
+            ("address", self.address.is_some() || !self.addresses.is_empty()),
+            ("onlink", !self.onlink.is_empty()),
+            ("gateway", !self.gateways.is_empty()),
             ("mode", self.mode.is_some()),
             ("perm", self.perm.is_some()),
             ("peer", self.peer.is_some()),
