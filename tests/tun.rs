@@ -96,7 +96,7 @@ fn packets_from_addresses_that_are_not_the_ports_stay() {
     let lab = Lab::new("", "");
     lab.routed.exec(&["ip", "addr", "add", "10.11.0.6/32", "dev", "tun0"]).expect("added");
     let before = lab.count("l3", "rx_errors");
-    assert!(!ping(&lab.routed, FLAT[0], 1, false).is_ok_and(|p| p.received == 0), "its own address works");
+    assert!(pings(&lab.routed, FLAT[0]), "its own address works");
     let output =
         lab.routed.output(&["ping", "-n", "-c", "2", "-W", "1", "-I", "10.11.0.6", FLAT[0]]).expect("ping runs");
     assert!(!output.status.success());

@@ -6,11 +6,13 @@
 mod attachment;
 mod device;
 mod domain;
+mod kind;
 mod port;
 
 pub use attachment::{AttachmentSpec, DressSpec, RoleSpec};
 pub use domain::DomainSpec;
-pub use port::{Kind, Mode, PortSpec};
+pub use kind::{Kind, Mode};
+pub use port::PortSpec;
 
 /// The domain that ports join unless told otherwise.
 pub const DEFAULT_DOMAIN: &str = "default";
