@@ -1,7 +1,7 @@
 //! Macvtaps on veths: the way to a device's network, in every mode; what is made, adopted, lost and removed.
 
 use vswitch_benches::{
-    netns::{Namespace, wait_for},
+    netns::{Namespace, exec, unique, wait_for},
     tools::{ping, tcp},
 };
 use vswitch_tests::{Daemon, PATIENCE, transfer};
@@ -80,6 +80,24 @@ fn one_guest_reaches_the_network_of_the_nic_with_offloads_and_several_queues() {
 }
 
 #[test]
+fn a_macvtap_in_the_switchs_own_namespace_is_opened_by_the_usual_node() {
+    let host = Namespace::new("vmo").expect("root");
+    let (nic, name) = (unique("vmn"), unique("vmt"));
+    // The veth goes away with the namespace that its far end is in.
+    exec(&["ip", "link", "add", &nic, "type", "veth", "peer", "name", "eth0", "netns", host.name()]).expect("made");
+    exec(&["ip", "link", "set", &nic, "up"]).expect("up");
+    host.configure("eth0", &["10.10.0.1/24"]).expect("configured");
+    let (one, tap) = guest(1, GUEST, "");
+    let daemon = Daemon::start(&["--port", &format!("{name}=macvtap,device={nic},mac={GUEST}"), "--port", &tap])
+        .expect("starts");
+    configure(&one, 1);
+    daemon.wait_state(&name, "up").expect("up");
+    assert!(pings(&one, "10.10.0.1"));
+    daemon.cli(&["port", "del", &name]).expect("deleted");
+    assert!(exec(&["ip", "link", "show", &name]).is_err(), "removed");
+}
+
+#[test]
 fn iperf3_runs_through_a_macvtap_both_ways() {
     let lab = Lab::new();
     let (one, tap) = guest(1, GUEST, "");
@@ -106,6 +124,9 @@ fn a_second_station_is_heard_but_not_answered_unless_the_macvtap_is_in_passthrou
         assert!(pings(&one, "10.10.0.1"), "{mode}: the macvtap's own address");
         assert!(pings(&one, "10.10.0.12"), "{mode}: inside the switch");
         assert_eq!(pings(&two, "10.10.0.1"), second_reaches, "{mode}: another address");
+        // A promiscuous macvtap is given no more of what is for others.
+        lab.home.exec(&["ip", "link", "set", "vtap0", "promisc", "on"]).expect("set");
+        assert_eq!(pings(&two, "10.10.0.1"), second_reaches, "{mode}: promiscuous");
         // What it sends arrives all the same: the host beyond the NIC has learned its address.
         let neighbours = lab.host.exec(&["ip", "neigh", "show", "10.10.0.12"]).expect("ip runs");
         assert!(neighbours.contains(OTHER), "{mode}: {neighbours}");
@@ -206,6 +227,8 @@ fn a_macvtap_that_goes_away_comes_back_with_the_device_below() {
     .expect("it is");
     lab.wire();
     daemon.wait_state("vtap0", "up").expect("up");
+    // The host at its far end has a new address.
+    one.exec(&["ip", "neigh", "flush", "dev", "eth0"]).expect("flushed");
     assert!(pings(&one, "10.10.0.1"));
 }
 

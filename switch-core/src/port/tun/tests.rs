@@ -52,7 +52,9 @@ fn a_frame_is_a_packet_a_message_or_nothing() {
     for (frame, expected) in cases {
         assert_eq!(kind_of(&own(), &frame), expected, "{frame:02x?}");
         // However short the frame is cut, it is nothing worse.
-        (0..frame.len()).for_each(|len| drop(kind_of(&own(), &frame[..len])));
+        (0..frame.len()).for_each(|len| {
+            let _ = kind_of(&own(), &frame[..len]);
+        });
     }
 }
 
