@@ -74,6 +74,8 @@ pub enum Command {
     QemuArgs(QemuArgs),
     /// Print the libvirt XML that plugs a domain into a port
     LibvirtXml(LibvirtXml),
+    /// Virtual functions of SR-IOV NICs for guests: list, allocate, release, libvirt-xml
+    Hostdev(crate::commands::hostdev::Hostdev),
     /// Print what happens, line by line, until Ctrl-C
     Monitor {
         /// Print JSON lines.
@@ -203,7 +205,9 @@ pub enum Port {
     /// Add a port
     #[command(after_help = "Examples:
   vswitch port add vm1=tap
-  vswitch port add t0=tap,netns=blue,queues=2,offload=off,domain=red:tag=10")]
+  vswitch port add t0=tap,netns=blue,queues=2,offload=off,domain=red:tag=10
+  vswitch port add vtap0=macvtap,device=eth0,mode=bridge,mac=52:54:00:12:34:56
+  vswitch port add l3=tun,address=10.0.0.5,gateway=10.0.0.1,onlink=10.0.0.0/24")]
     Add {
         /// NAME=KIND[,key=value]...
         spec: String,

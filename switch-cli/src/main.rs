@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Command::Fdb(command) => commands::fdb::fdb(&client, command),
         Command::QemuArgs(wish) => commands::qemu_args::qemu_args(&client, &wish),
         Command::LibvirtXml(wish) => commands::libvirt_xml::libvirt_xml(&client, &wish),
+        Command::Hostdev(wish) => commands::hostdev::hostdev(wish),
         Command::Monitor { json } => commands::monitor(&client, json),
         Command::Brctl { arguments } => commands::brctl::brctl(&client, &arguments),
         Command::Demo => commands::demo::demo(),

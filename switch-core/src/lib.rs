@@ -1,6 +1,7 @@
 //! The forwarding core of vswitch. Dependencies point down this list:
 //!
 //! ```text
+//! hostdev     virtual functions of NICs, beside the switch
 //! control     desired state, plan, executor, API server and wire types
 //! network     gateways of networks: addresses, rules, DHCP and DNS
 //! switch      the running engine: workers, publication, quiescence
@@ -19,6 +20,7 @@ pub mod durable;
 pub mod egress;
 pub mod fdb;
 pub mod frame;
+pub mod hostdev;
 pub mod id;
 pub mod link;
 pub mod mac;

@@ -46,6 +46,23 @@ impl MacAddr {
     }
 }
 
+/// An address for the station at a port: always the same for a port of a host, and another for every other one.
+#[must_use]
+pub fn mac_of(port: &str) -> MacAddr {
+    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    // FNV-1a, because the address must outlive versions of any hash function.
+    // Zeros at the end spread the last letters.
+    let hash = machine
+        .trim()
+        .bytes()
+        .chain([0])
+        .chain(port.bytes())
+        .chain([0; 4])
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let [_, _, _, a, b, c, d, e] = hash.to_be_bytes();
+    MacAddr([0x02, a, b, c, d, e])
+}
+
 /// An address as an integer ([`MacAddr::to_u64`]): on the frame path one register instead of six bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MacBits(pub u64);

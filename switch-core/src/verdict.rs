@@ -70,6 +70,7 @@ reasons! {
     EgressTooBig, "egress_too_big", Egress, "The frame is longer than the port can carry.";
     EgressOffload, "egress_offload", Egress, "The owed checksum or segmentation could not be done for this frame.";
     TxError, "tx_error", Egress, "The device refused the frame.";
+    NotForPort, "not_for_port", Egress, "The port takes no such frame: a tun port takes IP packets to its own addresses, and questions for them.";
 }
 
 #[cfg(test)]

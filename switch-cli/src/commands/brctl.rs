@@ -164,7 +164,7 @@ fn delete_bridge(client: &Client, name: &str) -> anyhow::Result<()> {
 fn add_interface(client: &Client, bridge: &str, device: &str) -> anyhow::Result<()> {
     let bridges = Bridges::ask(client)?;
     bridges.bridge(bridge)?;
-    if bridges.ports.iter().any(|p| p.spec.kind.is_device() && p.spec.netns.is_none() && p.spec.device() == device) {
+    if bridges.ports.iter().any(|p| p.spec.kind.is_device() && p.spec.netns.is_none() && p.spec.netdev() == device) {
         bail!("device {device} is already a member of a bridge; can't add it to bridge {bridge}.");
     }
     if !exists(device) {

@@ -11,10 +11,10 @@ use std::{
 use anyhow::{Context, bail};
 use switch_core::{
     control::{
-        spec::{Kind, PortSpec, SocketMode},
+        spec::{Kind, Mode, PortSpec},
         wire::PortView,
     },
-    mac::MacAddr,
+    mac::{MacAddr, mac_of},
 };
 
 use crate::client::Client;
@@ -84,7 +84,7 @@ impl Wire {
     pub fn of(view: &PortView) -> anyhow::Result<Wire> {
         let spec = &view.spec;
         let name = &spec.name;
-        let vm_listens = spec.mode == Some(SocketMode::Client);
+        let vm_listens = spec.mode == Some(Mode::Client);
         Ok(match spec.kind {
             Kind::Tap => {
                 let device = spec.device();
@@ -94,6 +94,15 @@ impl Wire {
                      or let QEMU hold a TAP whose netdev is the port: ip tuntap add vm1 mode tap && ip link set vm1 up && vswitch port add vm1=packet"
                 );
             }
+            Kind::Macvtap => bail!(
+                "port \"{name}\" is a macvtap, whose character device the switch itself holds: it is the way to the network of \"{}\". \
+                 Give the VM a port of its own in the same domain: vswitch port add vm1=vhost-user,path=/run/vm1.sock",
+                spec.device()
+            ),
+            Kind::Tun => bail!(
+                "port \"{name}\" is a tun port, behind which are IP packets and no Ethernet device. \
+                 Give the VM a port of its own: vswitch port add vm1=vhost-user,path=/run/vm1.sock"
+            ),
             Kind::Packet => tap(view)?,
             Kind::VhostUser => {
                 Wire::VhostUser { path: absolute(spec, "path", spec.path.as_deref())?, vm_listens, queues: spec.queues }
@@ -158,23 +167,6 @@ fn absolute(spec: &PortSpec, key: &str, path: Option<&Path>) -> anyhow::Result<S
     Ok(text.to_owned())
 }
 
-/// An address for a VM's network device: always the same for a port of a host, and another for every other one. QEMU's own
-/// default would be the same for all VMs.
-pub fn mac_of(port: &str) -> MacAddr {
-    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    // FNV-1a, because the address must outlive versions of any hash function.
-    // Zeros at the end spread the last letters.
-    let hash = machine
-        .trim()
-        .bytes()
-        .chain([0])
-        .chain(port.bytes())
-        .chain([0; 4])
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
-    let [_, _, _, a, b, c, d, e] = hash.to_be_bytes();
-    MacAddr([0x02, a, b, c, d, e])
-}
-
 /// The address of a VM's network device: as wished, or [`mac_of`].
 ///
 /// # Errors
@@ -229,6 +221,8 @@ pub mod tests {
     fn ports_without_a_side_for_vms_say_what_to_do() {
         for (port, device, part) in [
             ("t0=tap", Some("tun"), "=packet"),
+            ("v0=macvtap,device=eth0", Some("macvtap"), "the network of \"eth0\""),
+            ("l3=tun,address=10.0.0.1", Some("tun"), "no Ethernet device"),
             ("eth0=packet", Some("veth"), "(veth), which no VM can hold"),
             ("v=vhost-user,path=v.sock", None, "absolute path"),
             ("d=dgram,path=/run/d,peer=e", None, "peer=e is relative"),

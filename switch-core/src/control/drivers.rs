@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::spec::{Kind, PortSpec, SocketMode};
+use super::spec::{Kind, Mode, PortSpec};
 use crate::{
-    link::Links,
-    port::{Notifier, Opened, dgram, guard::Guards, packet, stream, tap, vhost_user},
+    link::{Links, MacVtapMode},
+    mac::mac_of,
+    port::{Notifier, Opened, dgram, guard::Guards, macvtap, packet, stream, tap, tun, vhost_user},
 };
 
 /// What drivers need beside their SPEC.
@@ -44,6 +45,39 @@ impl Drivers {
                 };
                 packet::open(&config, &self.links).map_err(|e| e.to_string())
             }
+            Kind::Macvtap => {
+                let config = macvtap::MacvtapConfig {
+                    name: spec.name.clone(),
+                    device: spec.device.clone(),
+                    netns: spec.netns.clone(),
+                    mode: match spec.mode {
+                        Some(Mode::Private) => MacVtapMode::Private,
+                        Some(Mode::Vepa) => MacVtapMode::Vepa,
+                        Some(Mode::Passthrough) => MacVtapMode::Passthrough,
+                        _ => MacVtapMode::Bridge,
+                    },
+                    queues: spec.queues,
+                    offload: spec.offload,
+                    mtu: spec.mtu,
+                    mac: spec.mac,
+                };
+                macvtap::open(&config, &self.links).map_err(|e| e.to_string())
+            }
+            Kind::Tun => {
+                let config = tun::TunConfig {
+                    device: spec.device().to_owned(),
+                    netns: spec.netns.clone(),
+                    offload: spec.offload,
+                    mtu: spec.mtu,
+                    own: tun::resolver::Own {
+                        mac: spec.mac.unwrap_or_else(|| mac_of(&spec.name)),
+                        addresses: spec.addresses.clone(),
+                        onlink: spec.onlink.clone(),
+                        gateways: spec.gateways.clone(),
+                    },
+                };
+                tun::open(&config, &self.links).map_err(|e| e.to_string())
+            }
             Kind::Stream => {
                 let place = match (&spec.path, spec.address) {
                     (Some(path), _) => stream::Place::Path(path.clone()),
@@ -52,7 +86,7 @@ impl Drivers {
                 };
                 let config = stream::StreamConfig {
                     place,
-                    server: spec.mode != Some(SocketMode::Client),
+                    server: spec.mode != Some(Mode::Client),
                     owner: spec.owner,
                     group: spec.group,
                     perm: spec.perm,
@@ -74,7 +108,7 @@ impl Drivers {
             Kind::VhostUser => {
                 let config = vhost_user::VhostConfig {
                     path: spec.path.clone().ok_or("path= is not given")?,
-                    client: spec.mode == Some(SocketMode::Client),
+                    client: spec.mode == Some(Mode::Client),
                     queues: spec.queues,
                     offload: spec.offload,
                     owner: spec.owner,

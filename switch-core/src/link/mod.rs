@@ -9,7 +9,10 @@ mod space;
 pub use space::{LinkSpace, Links};
 
 use netlink_packet_core::Nla;
-use netlink_packet_route::link::{InfoData, InfoTun, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoMacVtap, InfoTun, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::LinkMacVtap;
+
+pub use netlink_packet_route::link::MacVtapMode;
 
 use crate::mac::MacAddr;
 
@@ -34,6 +37,14 @@ pub struct Link {
     pub multi_queue: bool,
     /// Frames that the kernel dropped on their way into the device: for a TAP those that the switch did not take.
     pub tx_dropped: u64,
+    /// Frames that the device received and dropped: for a macvtap those that the switch did not take.
+    pub rx_dropped: u64,
+    /// The note that somebody has put on it (`IFLA_IFALIAS`).
+    pub alias: Option<String>,
+    /// The device that it is stacked on.
+    pub lower: Option<u32>,
+    /// How a macvtap treats its siblings.
+    pub macvtap: Option<MacVtapMode>,
 }
 
 /// Settings to change; `None` leaves one as it is.
@@ -45,6 +56,15 @@ pub struct LinkChange {
     pub mtu: Option<u32>,
     /// The address.
     pub mac: Option<MacAddr>,
+    /// Whether it takes every group address.
+    pub all_multicast: Option<bool>,
+    /// The note on it.
+    pub alias: Option<String>,
+}
+
+/// The message that makes a macvtap on the device of this index.
+fn macvtap(name: &str, lower: u32, mode: MacVtapMode) -> LinkMessage {
+    LinkMacVtap::new(name, lower, mode).build()
 }
 
 fn describe(message: &LinkMessage) -> Link {
@@ -58,18 +78,30 @@ fn describe(message: &LinkMessage) -> Link {
         kind: None,
         multi_queue: false,
         tx_dropped: 0,
+        rx_dropped: 0,
+        alias: None,
+        lower: None,
+        macvtap: None,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Address(bytes) => link.mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().map(MacAddr),
-            LinkAttribute::Stats64(stats) => link.tx_dropped = stats.tx_dropped,
+            LinkAttribute::Stats64(stats) => (link.tx_dropped, link.rx_dropped) = (stats.tx_dropped, stats.rx_dropped),
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+            LinkAttribute::Link(lower) => link.lower = Some(*lower),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
                     match info {
                         LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
                         LinkInfo::Data(InfoData::Tun(settings)) => link.multi_queue = settings.iter().any(has_queues),
+                        LinkInfo::Data(InfoData::MacVtap(settings)) => {
+                            link.macvtap = settings.iter().find_map(|setting| match setting {
+                                InfoMacVtap::Mode(mode) => Some(*mode),
+                                _ => None,
+                            });
+                        }
                         _ => {}
                     }
                 }

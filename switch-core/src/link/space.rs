@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use rtnetlink::{Handle, LinkUnspec, MulticastGroup};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::{Link, LinkChange, describe};
+use super::{Link, LinkChange, MacVtapMode, describe, macvtap};
 use crate::{netns, port::Notifier};
 
 /// All namespaces in use.
@@ -68,6 +68,8 @@ enum Request {
     Get(String, Sender<io::Result<Option<Link>>>),
     List(Sender<io::Result<Vec<Link>>>),
     Change(String, LinkChange, Sender<io::Result<Link>>),
+    Macvtap(String, u32, MacVtapMode, Sender<io::Result<Link>>),
+    Remove(u32, Sender<io::Result<()>>),
 }
 
 /// What is known of the devices, by index (names change).
@@ -152,6 +154,22 @@ impl LinkSpace {
         self.ask(|reply| Request::Change(name.to_owned(), change.clone(), reply))
     }
 
+    /// Makes a macvtap on the device of this index; it is down, and nobody has opened it.
+    ///
+    /// # Errors
+    /// The kernel's refusal, with its number: the name is taken, or the device below cannot carry it.
+    pub fn add_macvtap(&self, name: &str, lower: u32, mode: MacVtapMode) -> io::Result<Link> {
+        self.ask(|reply| Request::Macvtap(name.to_owned(), lower, mode, reply))
+    }
+
+    /// Removes a device by its index, which no other one has had since.
+    ///
+    /// # Errors
+    /// There is none any more, or the kernel refuses.
+    pub fn remove(&self, index: u32) -> io::Result<()> {
+        self.ask(|reply| Request::Remove(index, reply))
+    }
+
     /// The device as the kernel last reported it, without asking.
     #[must_use]
     pub fn known(&self, name: &str) -> Option<Link> {
@@ -175,6 +193,18 @@ fn ended() -> io::Error {
 
 fn failed(what: &str, device: &str, error: &rtnetlink::Error) -> io::Error {
     io::Error::other(format!("cannot {what} \"{device}\": {error}"))
+}
+
+fn vanished(device: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("there is no device \"{device}\""))
+}
+
+/// The kernel's number for its refusal, where there is one.
+fn refused(error: rtnetlink::Error) -> io::Error {
+    match error {
+        rtnetlink::Error::NetlinkError(e) => io::Error::from_raw_os_error(-e.raw_code()),
+        other => io::Error::other(other.to_string()),
+    }
 }
 
 /// The thread's life: requests in order, and the kernel's reports between them.
@@ -248,6 +278,7 @@ enum Answered {
     Get(io::Result<Option<Link>>, Sender<io::Result<Option<Link>>>),
     List(io::Result<Vec<Link>>, Sender<io::Result<Vec<Link>>>),
     Change(io::Result<Link>, Sender<io::Result<Link>>),
+    Removed(u32, io::Result<()>, Sender<io::Result<()>>),
 }
 
 impl Answered {
@@ -261,6 +292,12 @@ impl Answered {
                 }
                 drop(reply.send(result));
             }
+            Answered::Removed(index, result, reply) => {
+                if result.is_ok() {
+                    known.lock().forget(index);
+                }
+                drop(reply.send(result));
+            }
         }
     }
 }
@@ -270,6 +307,17 @@ async fn answer(handle: &Handle, request: Request) -> Answered {
         Request::Get(name, reply) => Answered::Get(find(handle, &name).await, reply),
         Request::List(reply) => Answered::List(list(handle).await, reply),
         Request::Change(name, wanted, reply) => Answered::Change(change(handle, &name, &wanted).await, reply),
+        Request::Macvtap(name, lower, mode, reply) => {
+            let made = match handle.link().add(macvtap(&name, lower, mode)).execute().await {
+                Ok(()) => find(handle, &name).await.and_then(|link| link.ok_or_else(|| vanished(&name))),
+                Err(e) => Err(refused(e)),
+            };
+            Answered::Change(made, reply)
+        }
+        Request::Remove(index, reply) => {
+            let removed = handle.link().del(index).execute().await.map_err(refused);
+            Answered::Removed(index, removed, reply)
+        }
     }
 }
 
@@ -301,8 +349,12 @@ async fn change(handle: &Handle, name: &str, change: &LinkChange) -> io::Result<
         Some(false) => message.down(),
         None => message,
     };
+    if let Some(on) = change.all_multicast {
+        message = message.allmulticast(on);
+    }
+    if let Some(alias) = &change.alias {
+        message = message.alias(alias);
+    }
     handle.link().set(message.build()).execute().await.map_err(|e| failed("set up device", name, &e))?;
-    find(handle, name)
-        .await?
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no device \"{name}\"")))
+    find(handle, name).await?.ok_or_else(|| vanished(name))
 }

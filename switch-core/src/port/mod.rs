@@ -7,12 +7,14 @@
 
 pub mod dgram;
 pub mod guard;
+pub mod macvtap;
 pub mod mem;
 pub mod netdev;
 pub mod packet;
 pub mod socket;
 pub mod stream;
 pub mod tap;
+pub mod tun;
 pub mod vhost_user;
 
 use std::{os::fd::RawFd, sync::Arc};
@@ -84,17 +86,20 @@ pub struct Sent {
     pub too_big: u32,
     /// Refused by the device for another reason.
     pub error: u32,
+    /// No frame that this port takes, whoever it was for.
+    pub filtered: u32,
 }
 
 impl Sent {
     /// The drops as (reason, count); `frames` and these add up to what was given.
     #[must_use]
-    pub fn drops(&self) -> [(DropReason, u32); 4] {
+    pub fn drops(&self) -> [(DropReason, u32); 5] {
         [
             (DropReason::QueueFull, self.queue_full),
             (DropReason::EgressPortDown, self.port_down),
             (DropReason::EgressTooBig, self.too_big),
             (DropReason::TxError, self.error),
+            (DropReason::NotForPort, self.filtered),
         ]
     }
 }
@@ -137,6 +142,12 @@ pub trait PortControl: Send {
     /// Why no frame can pass at present, for humans (no peer, no carrier); `None`: nothing is in the way. Called often;
     /// must not block.
     fn missing(&mut self) -> Option<String>;
+
+    /// Whether the device has gone away for good, where the queues cannot tell: the port is closed, and opened again when
+    /// that can be done. Called as often as [`missing`](Self::missing).
+    fn gone(&mut self) -> bool {
+        false
+    }
 
     /// The port's administrative state has changed: tells the other side, where the protocol can say so.
     fn set_link(&mut self, _up: bool) {}

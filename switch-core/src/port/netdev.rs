@@ -1,4 +1,4 @@
-//! What `tap` and `packet` ports have in common on the control side: a network device that can be set down, lose its
+//! What ports that are network devices have in common on the control side: a network device that can be set down, lose its
 //! carrier or go away.
 
 use std::sync::Arc;
@@ -12,6 +12,8 @@ pub struct Netdev {
     pub space: Arc<LinkSpace>,
     /// Its name.
     pub device: String,
+    /// Its index, if its queues cannot tell that it has gone away: another device of its name is not it.
+    pub index: Option<u32>,
     /// Whether the carrier is the other side's to give (a wire), not the switch's (a TAP).
     pub wire: bool,
     /// What to do to the device when the port's administrative state changes.
@@ -33,6 +35,10 @@ impl PortControl for Netdev {
             }
             Some(_) => None,
         }
+    }
+
+    fn gone(&mut self) -> bool {
+        self.index.is_some_and(|index| self.space.known(&self.device).is_none_or(|link| link.index != index))
     }
 
     fn set_link(&mut self, up: bool) {

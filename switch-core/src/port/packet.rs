@@ -112,7 +112,7 @@ pub fn open(config: &PacketConfig, links: &Links) -> Result<Opened, PacketError>
             QueuePair { rx: Box::new(rx), tx: Box::new(PacketTx { socket, capabilities }) }
         })
         .collect();
-    let control = Netdev { space, device: name(), wire: true, on_link: None, keep: Box::new(guard) };
+    let control = Netdev { space, device: name(), index: None, wire: true, on_link: None, keep: Box::new(guard) };
     Ok(Opened { queues, control: Box::new(control) })
 }
 

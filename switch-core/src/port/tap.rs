@@ -163,7 +163,8 @@ pub fn open(config: &TapConfig, links: &Links) -> Result<Opened, TapError> {
     let fd = devices[0].fd();
     let uso = sys::set_offloads(fd, config.offload).map_err(other)?;
     sys::set_owner(fd, config.owner, config.group).map_err(other)?;
-    let change = LinkChange { up: config.up.then_some(true), mtu: config.mtu, mac: config.mac };
+    let change =
+        LinkChange { up: config.up.then_some(true), mtu: config.mtu, mac: config.mac, ..LinkChange::default() };
     space.change(name, &change).map_err(other)?;
     // Last: until here a device that was made on the way goes away with its descriptors.
     if let Some(persist) = config.persist {
@@ -175,6 +176,7 @@ pub fn open(config: &TapConfig, links: &Links) -> Result<Opened, TapError> {
     let control = Netdev {
         space,
         device: name.clone(),
+        index: None,
         wire: false,
         on_link: Some(Box::new(move |up| {
             if let Err(e) = sys::set_carrier(first.fd(), up) {
@@ -198,12 +200,18 @@ fn attach(config: &TapConfig) -> io::Result<Vec<Device>> {
     Ok(vec![Device::Plain(iface)])
 }
 
-fn capabilities(offload: bool, uso: bool) -> Capabilities {
+/// What a device may be left to do itself.
+pub(super) fn capabilities(offload: bool, uso: bool) -> Capabilities {
     match (offload, uso) {
         (false, _) => Capabilities::NONE,
         (true, true) => Capabilities::ALL,
         (true, false) => Capabilities::CSUM.with(Capabilities::TSO4).with(Capabilities::TSO6).with(Capabilities::ECN),
     }
+}
+
+/// The queue behind a descriptor that reads and writes frames with virtio-net headers as a TAP's does.
+pub(super) fn vnet_queue(file: File, capabilities: Capabilities) -> QueuePair {
+    queue(Arc::new(Device::Vnet(file)), true, capabilities)
 }
 
 fn queue(device: Arc<Device>, offload: bool, capabilities: Capabilities) -> QueuePair {
@@ -257,13 +265,23 @@ impl PortRx for TapRx {
     }
 }
 
-fn status_of(error: &io::Error) -> RxStatus {
+pub(super) fn status_of(error: &io::Error) -> RxStatus {
     match error.raw_os_error() {
         // The netdev was deleted: the descriptor is detached from any device.
         Some(libc::EBADFD | libc::ENODEV | libc::ENXIO | libc::EBADF) => RxStatus::Gone,
         Some(libc::EINTR) => RxStatus::More,
         // Nothing waits, or (EIO) the device is down.
         _ => RxStatus::Drained,
+    }
+}
+
+/// Counts a frame that the device did not take.
+pub(super) fn count_refusal(sent: &mut Sent, error: &io::Error) {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::ENOBUFS | libc::EINTR | libc::ENOMEM) => sent.queue_full += 1,
+        Some(libc::EIO | libc::ENETDOWN | libc::EBADFD | libc::ENODEV) => sent.port_down += 1,
+        Some(libc::EMSGSIZE) => sent.too_big += 1,
+        _ => sent.error += 1,
     }
 }
 
@@ -310,12 +328,7 @@ impl PortTx for TapTx {
                     sent.frames += 1;
                     sent.bytes += u64::from(frame.len);
                 }
-                Err(e) => match e.raw_os_error() {
-                    Some(libc::EAGAIN | libc::ENOBUFS | libc::EINTR | libc::ENOMEM) => sent.queue_full += 1,
-                    Some(libc::EIO | libc::ENETDOWN | libc::EBADFD | libc::ENODEV) => sent.port_down += 1,
-                    Some(libc::EMSGSIZE) => sent.too_big += 1,
-                    _ => sent.error += 1,
-                },
+                Err(e) => count_refusal(&mut sent, &e),
             }
         }
         sent

@@ -7,6 +7,7 @@ use std::{
         fd::{AsRawFd, RawFd},
         unix::fs::OpenOptionsExt,
     },
+    path::Path,
 };
 
 use super::buf::Gather;
@@ -22,6 +23,7 @@ const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 const TUNSETCARRIER: libc::c_ulong = 0x4004_54e2;
 const TUNSETVNETLE: libc::c_ulong = 0x4004_54dc;
 
+const IFF_TUN: libc::c_short = 0x0001;
 const IFF_TAP: libc::c_short = 0x0002;
 const IFF_NO_PI: libc::c_short = 0x1000;
 const IFF_VNET_HDR: libc::c_short = 0x4000;
@@ -72,22 +74,51 @@ pub struct TapFlags {
 /// # Errors
 /// As the kernel says: no device node, no permission, EBUSY (held), EINVAL (queue mode or kind does not match).
 pub fn attach_vnet(name: &str, multi_queue: bool) -> io::Result<File> {
+    attach(name, IFF_TAP | if multi_queue { IFF_MULTI_QUEUE } else { 0 })
+}
+
+/// Opens /dev/net/tun and attaches the only queue of a TUN, with virtio-net headers.
+///
+/// # Errors
+/// As [`attach_vnet`].
+pub fn attach_tun(name: &str) -> io::Result<File> {
+    attach(name, IFF_TUN)
+}
+
+fn attach(name: &str, kind: libc::c_short) -> io::Result<File> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
         .open("/dev/net/tun")?;
-    let queue = if multi_queue { IFF_MULTI_QUEUE } else { 0 };
-    let req = IfReq::new(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | queue);
+    let req = IfReq::new(name, kind | IFF_NO_PI | IFF_VNET_HDR);
     // SAFETY: the kernel reads and writes one ifreq (40 bytes), which `req` is.
     checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw const req) })?;
+    set_header(&file)?;
+    Ok(file)
+}
+
+/// Opens the character device of a macvtap as one more queue, with virtio-net headers.
+///
+/// # Errors
+/// As the kernel says: no permission, no more queues.
+pub fn open_macvtap(node: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(node)?;
+    let req = IfReq::new("", IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE);
+    // SAFETY: the kernel reads and writes one ifreq (40 bytes), which `req` is.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw const req) })?;
+    set_header(&file)?;
+    Ok(file)
+}
+
+/// Length and byte order of the virtio-net header.
+fn set_header(file: &File) -> io::Result<()> {
     let size = VNET_HDR_BYTES as libc::c_int;
     // SAFETY: the kernel reads one int.
     checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ, &raw const size) })?;
     let little_endian: libc::c_int = 1;
     // SAFETY: the kernel reads one int.
-    checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETLE, &raw const little_endian) })?;
-    Ok(file)
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETLE, &raw const little_endian) })
 }
 
 /// Says which owed work the switch takes from the device. Returns whether segmentation of UDP is part of it.
@@ -167,6 +198,18 @@ pub fn read_two(fd: RawFd, first: &mut [u8], second: &mut [u8]) -> io::Result<us
     ];
     // SAFETY: both parts are exclusively borrowed slices of the given length.
     let n = unsafe { libc::readv(fd, parts.as_ptr(), 2) };
+    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
+}
+
+/// `readv` into three buffers.
+///
+/// # Errors
+/// As the kernel says; `WouldBlock` when nothing waits.
+#[inline]
+pub fn read_parts(fd: RawFd, parts: [&mut [u8]; 3]) -> io::Result<usize> {
+    let parts = parts.map(|part| libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: part.len() });
+    // SAFETY: each part was an exclusively borrowed slice of the given length, and is borrowed until this call returns.
+    let n = unsafe { libc::readv(fd, parts.as_ptr(), 3) };
     if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
 }
 

@@ -51,6 +51,10 @@ impl Manager {
                 }
             }
         }
+        let gone: Vec<PortId> = self.open.values_mut().filter_map(|o| o.control.gone().then_some(o.id)).collect();
+        for port in gone {
+            self.lost_device(port)?;
+        }
         self.follow_carriers()?;
         for text in self.networks.as_ref().map(Networks::notices).unwrap_or_default() {
             self.notice(text);

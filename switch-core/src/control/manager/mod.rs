@@ -72,8 +72,8 @@ struct Open {
     control: Box<dyn PortControl>,
     /// What [`PortControl::missing`] said last.
     missing: Option<String>,
-    /// The netdev's `tx_dropped` when the port was opened: later ones are frames that the switch did not take in time.
-    tx_dropped: u64,
+    /// The netdev's count of frames not taken when the port was opened: later ones are lost to the switch.
+    not_taken: u64,
 }
 
 /// The receive queues of a port that has just been opened.
@@ -257,14 +257,14 @@ impl Manager {
                         control.set_link(false);
                     }
                     let missing = control.missing();
-                    let tx_dropped = self.tx_dropped(spec);
+                    let not_taken = self.not_taken(spec);
                     let was_waiting = self.waiting.remove(&spec.name).is_some();
                     match &missing {
                         Some(reason) => self.notice(format!("port {} is waiting: {reason}", spec.name)),
                         None if was_waiting => self.notice(format!("port {} is up", spec.name)),
                         None => {}
                     }
-                    self.open.insert(spec.name.clone(), Open { id: PortId(id), shared, control, missing, tx_dropped });
+                    self.open.insert(spec.name.clone(), Open { id: PortId(id), shared, control, missing, not_taken });
                     grants.push((PortId(id), rx));
                 }
                 Err(reason) => {
@@ -287,9 +287,9 @@ impl Manager {
         Ok(())
     }
 
-    fn tx_dropped(&self, spec: &PortSpec) -> u64 {
+    fn not_taken(&self, spec: &PortSpec) -> u64 {
         let space = self.drivers.links.space(spec.netns.as_deref());
-        space.ok().and_then(|s| s.known(spec.device())).map_or(0, |link| link.tx_dropped)
+        space.ok().and_then(|s| s.known(spec.netdev())).map_or(0, |link| views::not_taken(spec.kind, &link))
     }
 
     fn assign_domain_ids(&mut self) {

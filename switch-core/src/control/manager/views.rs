@@ -57,7 +57,7 @@ impl Manager {
         ports
             .into_values()
             .map(|spec| {
-                let key = (spec.netns.clone(), spec.device().to_owned());
+                let key = (spec.netns.clone(), spec.netdev().to_owned());
                 let link = devices.get(&key).filter(|_| spec.kind.is_device());
                 self.port_view(spec, link)
             })
@@ -67,10 +67,7 @@ impl Manager {
     fn port_view(&self, spec: PortSpec, link: Option<&Link>) -> PortView {
         let open = self.open.get(&spec.name);
         let totals = open.map(|o| o.shared.counters.total()).unwrap_or_default();
-        // A packet port's device drops what the switch sends, not what it receives.
-        let lost = open
-            .zip(link.filter(|_| spec.kind == Kind::Tap))
-            .map_or(0, |(o, link)| link.tx_dropped.saturating_sub(o.tx_dropped));
+        let lost = open.zip(link).map_or(0, |(o, link)| not_taken(spec.kind, link).saturating_sub(o.not_taken));
         let mut counters: BTreeMap<String, u64> =
             Counter::ALL.iter().map(|c| (c.name().to_owned(), totals.get(*c))).collect();
         *counters.entry(Counter::RxLost.name().to_owned()).or_default() += lost;
@@ -137,6 +134,16 @@ impl Manager {
                 })
             })
             .collect()
+    }
+}
+
+/// The frames that a device has dropped because the switch did not take them in time.
+pub(super) fn not_taken(kind: Kind, link: &Link) -> u64 {
+    match kind {
+        Kind::Tap | Kind::Tun => link.tx_dropped,
+        Kind::Macvtap => link.rx_dropped,
+        // A packet port's device drops what the switch sends, not what it receives.
+        _ => 0,
     }
 }
 

@@ -5,15 +5,18 @@
 
 mod attachment;
 mod cidr;
+mod device;
 mod domain;
+mod kind;
 pub mod network;
 mod port;
 
 pub use attachment::{AttachmentSpec, DressSpec, RoleSpec};
 pub use cidr::Cidr;
 pub use domain::DomainSpec;
+pub use kind::{Kind, Mode};
 pub use network::NetworkSpec;
-pub use port::{Kind, PortSpec, SocketMode};
+pub use port::PortSpec;
 
 /// The domain that ports join unless told otherwise.
 pub const DEFAULT_DOMAIN: &str = "default";
@@ -85,7 +88,7 @@ mod tests {
         let port: PortSpec = "t0=tap,domain=none".parse().expect("valid");
         assert!(port.domains.is_empty());
         let port: PortSpec = "s0=stream,path=/run/s0,mode=client".parse().expect("valid");
-        assert_eq!((port.path, port.mode), (Some("/run/s0".into()), Some(SocketMode::Client)));
+        assert_eq!((port.path, port.mode), (Some("/run/s0".into()), Some(Mode::Client)));
         let port: PortSpec = "s0=dgram,address=[::1]:7001,peer=[::1]:7002".parse().expect("valid");
         assert_eq!(port.peer_address().map(|a| a.port()), Ok(7002));
         let domain: DomainSpec = "br0,host=on,mtu=9000,ageing=0".parse().expect("valid");

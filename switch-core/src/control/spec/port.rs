@@ -3,99 +3,30 @@
 //! All kinds share one structure, because the file, the API and the command line name settings and not structures; which
 //! keys a kind takes is one table ([`Kind::keys`]).
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AttachmentSpec, DEFAULT_DOMAIN, DressSpec, MAX_MTU, MIN_MTU, SpecError, check_name, number, switch_value, wrong,
+    AttachmentSpec, DEFAULT_DOMAIN, DressSpec, Kind, MAX_MTU, MIN_MTU, Mode, SpecError, check_name, number,
+    switch_value, wrong,
 };
 use crate::{
     mac::MacAddr,
     port::{
         tap::{MAX_NAME as MAX_DEVICE_NAME, MAX_QUEUES},
+        tun::prefix::Prefix,
         vhost_user::MAX_QUEUES as MAX_VHOST_QUEUES,
     },
     topology::StormLimits,
 };
 
-/// The driver of a port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// A TAP device whose character device the switch holds.
-    Tap,
-    /// A netdev that exists already, over an AF_PACKET socket.
-    Packet,
-    /// Frames over a connection (QEMU's `-netdev stream`).
-    Stream,
-    /// Frames in datagrams (QEMU's `-netdev dgram`).
-    Dgram,
-    /// A VM's virtio-net device, over a vhost-user socket.
-    VhostUser,
-}
-
-impl Kind {
-    /// All kinds, for messages.
-    pub const ALL: &'static [(&'static str, Kind)] = &[
-        ("tap", Kind::Tap),
-        ("packet", Kind::Packet),
-        ("stream", Kind::Stream),
-        ("dgram", Kind::Dgram),
-        ("vhost-user", Kind::VhostUser),
-    ];
-
-    /// The keys that describe the device or socket of this kind; the others every port has.
-    #[must_use]
-    pub const fn keys(self) -> &'static [&'static str] {
-        match self {
-            Kind::Tap => &["device", "netns", "queues", "offload", "mtu", "mac", "owner", "group", "persist"],
-            Kind::Packet => &["device", "netns", "queues", "offload", "guard"],
-            Kind::Stream => &["path", "address", "mode", "owner", "group", "perm"],
-            Kind::Dgram => &["path", "address", "peer", "owner", "group", "perm"],
-            Kind::VhostUser => &["path", "mode", "queues", "offload", "owner", "group", "perm"],
-        }
-    }
-
-    /// Whether the port is a network device (and not a socket).
-    #[must_use]
-    pub fn is_device(self) -> bool {
-        self.keys().contains(&"device")
-    }
-
-    /// Its name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        Self::ALL.iter().find(|(_, kind)| *kind == self).map_or("?", |(name, _)| name)
-    }
-}
-
-impl FromStr for Kind {
-    type Err = SpecError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match Self::ALL.iter().find(|(name, _)| *name == text) {
-            Some((_, kind)) => Ok(*kind),
-            None => {
-                let known: Vec<_> = Self::ALL.iter().map(|(name, _)| *name).collect();
-                wrong(format!("there is no port kind \"{text}\"; known kinds: {}", known.join(", ")))
-            }
-        }
-    }
-}
-
 pub(super) fn default_attachments() -> Vec<AttachmentSpec> {
     vec![AttachmentSpec::untagged(DEFAULT_DOMAIN)]
-}
-
-/// Which side of a socket the switch is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SocketMode {
-    /// It listens.
-    Server,
-    /// It connects, and does so again for ever.
-    Client,
 }
 
 fn yes() -> bool {
@@ -130,6 +61,23 @@ fn socket_address(key: &str, text: &str) -> Result<SocketAddr, SpecError> {
     text.parse().or_else(|_| {
         wrong(format!("{key}={text}: use ADDRESS:PORT, for example {key}=127.0.0.1:7001 or {key}=[::1]:7001"))
     })
+}
+
+/// Adds to a list; `none` empties it.
+fn put<T>(list: &mut Vec<T>, key: &str, text: &str) -> Result<(), SpecError>
+where
+    T: FromStr + PartialEq,
+    T::Err: std::fmt::Display,
+{
+    if text == "none" {
+        list.clear();
+        return Ok(());
+    }
+    let item = text.parse().map_err(|e: T::Err| SpecError(format!("{key}={text}: {e}")))?;
+    if !list.contains(&item) {
+        list.push(item);
+    }
+    Ok(())
 }
 
 /// A port as it is wanted.
@@ -176,9 +124,18 @@ pub struct PortSpec {
     /// Address and port, instead of a Unix socket: as `path`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<SocketAddr>,
-    /// Which side of the socket the switch is.
+    /// What is behind a tun port.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<Prefix>,
+    /// What a tun port reaches without a gateway.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub onlink: Vec<Prefix>,
+    /// Where a tun port sends everything else: at most one of each family.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gateways: Vec<IpAddr>,
+    /// Which side of the socket the switch is; how a macvtap treats its siblings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mode: Option<SocketMode>,
+    pub mode: Option<Mode>,
     /// Permission bits of the socket that the switch makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perm: Option<u32>,
@@ -224,6 +181,9 @@ impl PortSpec {
             guard: None,
             path: None,
             address: None,
+            addresses: Vec::new(),
+            onlink: Vec::new(),
+            gateways: Vec::new(),
             mode: None,
             perm: None,
             peer: None,
@@ -255,6 +215,9 @@ impl PortSpec {
             "persist" => self.persist = Some(switch_value(key, value)?),
             "guard" => self.guard = Some(switch_value(key, value)?),
             "path" => self.path = Some(value.into()),
+            "address" if self.kind == Kind::Tun => put(&mut self.addresses, key, value)?,
+            "onlink" => put(&mut self.onlink, key, value)?,
+            "gateway" => put(&mut self.gateways, key, value)?,
             "address" => self.address = Some(socket_address(key, value)?),
             "peer" => self.peer = Some(value.into()),
             "perm" => match u32::from_str_radix(value, 8) {
@@ -262,10 +225,12 @@ impl PortSpec {
                 _ => return wrong(format!("perm={value}: use octal digits, for example perm=0660")),
             },
             "mode" => {
-                self.mode = Some(match value {
-                    "server" => SocketMode::Server,
-                    "client" => SocketMode::Client,
-                    _ => {
+                self.mode = Some(match Mode::ALL.iter().find(|(name, _)| *name == value) {
+                    Some((_, mode)) => *mode,
+                    None if self.kind == Kind::Macvtap => {
+                        return wrong(format!("mode={value}: use bridge, private, vepa or passthrough"));
+                    }
+                    None => {
                         return wrong(format!("mode={value}: use server (the switch listens) or client (it connects)"));
                     }
                 });
@@ -313,7 +278,9 @@ impl PortSpec {
                 "port \"{name}\": \"{device}\" cannot be a device name (1 to {MAX_DEVICE_NAME} characters); give the device its own name with device="
             ));
         }
-        if !self.kind.is_device() {
+        if self.kind.is_device() {
+            self.check_device()?;
+        } else {
             self.check_socket()?;
         }
         if let Some(mtu) = self.mtu
@@ -341,9 +308,15 @@ impl PortSpec {
     /// Checks that the keys of a socket go together.
     fn check_socket(&self) -> Result<(), SpecError> {
         let name = &self.name;
+        if let Some(mode) = self.mode.filter(|mode| !mode.is_socket()) {
+            return wrong(format!(
+                "port \"{name}\": mode={}: use server (the switch listens) or client (it connects)",
+                mode.name()
+            ));
+        }
         let one_place = match self.kind {
             Kind::Stream | Kind::Dgram => Some(self.path.is_some() != self.address.is_some()),
-            Kind::Tap | Kind::Packet | Kind::VhostUser => None,
+            Kind::Tap | Kind::Packet | Kind::Macvtap | Kind::Tun | Kind::VhostUser => None,
         };
         if one_place == Some(false) {
             let kind = self.kind.name();
@@ -368,7 +341,7 @@ impl PortSpec {
                 return wrong(format!("port \"{name}\": queues={}: use 1 to {MAX_VHOST_QUEUES}", self.queues));
             }
         }
-        let made = self.path.is_some() && self.mode != Some(SocketMode::Client);
+        let made = self.path.is_some() && self.mode != Some(Mode::Client);
         if !made && (self.owner.is_some() || self.group.is_some() || self.perm.is_some()) {
             return wrong(format!(
                 "port \"{name}\": owner=, group= and perm= are for a Unix socket that the switch makes"
@@ -400,7 +373,9 @@ impl PortSpec {
             ("persist", self.persist.is_some()),
             ("guard", self.guard.is_some()),
             ("path", self.path.is_some()),
-            ("address", self.address.is_some()),
+            ("address", self.address.is_some() || !self.addresses.is_empty()),
+            ("onlink", !self.onlink.is_empty()),
+            ("gateway", !self.gateways.is_empty()),
             ("mode", self.mode.is_some()),
             ("perm", self.perm.is_some()),
             ("peer", self.peer.is_some()),
@@ -414,7 +389,7 @@ impl PortSpec {
     #[must_use]
     pub fn opening(&self) -> PortSpec {
         PortSpec {
-            device: Some(self.device().to_owned()),
+            device: if self.kind == Kind::Macvtap { self.device.clone() } else { Some(self.device().to_owned()) },
             guard: Some(self.guarded()),
             link: true,
             hairpin: false,
@@ -430,6 +405,12 @@ impl PortSpec {
     #[must_use]
     pub fn guarded(&self) -> bool {
         self.guard != Some(false)
+    }
+
+    /// The name of the network device that is the port: a macvtap has the port's, and stands on [`device`](Self::device).
+    #[must_use]
+    pub fn netdev(&self) -> &str {
+        if self.kind == Kind::Macvtap { &self.name } else { self.device() }
     }
 
     /// The device's name.
