@@ -88,6 +88,8 @@ pub struct Batch {
     memory: Box<[u8]>,
     slots: Box<[Slot; BATCH_FRAMES]>,
     len: usize,
+    /// Frames that are to be received, [`BATCH_FRAMES`] at most.
+    limit: usize,
     pieces: Vec<Piece>,
     overflow: Arena,
 }
@@ -106,6 +108,7 @@ impl Batch {
             memory: vec![0; STRIDE * BATCH_FRAMES].into_boxed_slice(),
             slots: Box::new([EMPTY; BATCH_FRAMES]),
             len: 0,
+            limit: BATCH_FRAMES,
             pieces: Vec::with_capacity(BATCH_PIECES),
             overflow: Arena::new(OVERFLOW_BYTES + BURST_FRAMES * REGION_BYTES),
         }
@@ -136,9 +139,14 @@ impl Batch {
     #[inline]
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.len < BATCH_FRAMES
+        self.len < self.limit
             && self.overflow.used() + REGION_BYTES <= OVERFLOW_BYTES
             && self.pieces.len() + crate::sys::buf::MAX_GATHER <= BATCH_PIECES
+    }
+
+    /// Has [`has_room`](Self::has_room) say no after so many frames, until it is told otherwise.
+    pub fn set_limit(&mut self, frames: usize) {
+        self.limit = frames.clamp(1, BATCH_FRAMES);
     }
 
     /// The buffers for the next frame: the slot from its virtio-net header on (12 + [`HEAD_BYTES`] bytes), and the
@@ -178,7 +186,8 @@ impl Batch {
     pub fn burst_buffers(&mut self, burst: Burst) -> impl Iterator<Item = (&mut [u8], &mut [u8])> {
         let start = burst.slot * STRIDE + HEADROOM - VNET_HDR_BYTES;
         let slots = self.memory[start..].chunks_mut(STRIDE).map(|slot| &mut slot[..VNET_HDR_BYTES + HEAD_BYTES]);
-        slots.zip(self.overflow.after(burst.arena).chunks_exact_mut(REGION_BYTES)).take(BURST_FRAMES)
+        let frames = BURST_FRAMES.min(self.limit.saturating_sub(burst.slot));
+        slots.zip(self.overflow.after(burst.arena).chunks_exact_mut(REGION_BYTES)).take(frames)
     }
 
     /// The buffers of one frame of the burst, not accepted yet.

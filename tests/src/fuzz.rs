@@ -24,7 +24,7 @@ use switch_core::{
     port::mem::{self, MemPeer},
     stats::{Counter, Totals},
     switch::Settings,
-    topology::{Attachment, DomainDef, Dress, PortDef, PortShared, Role, StormLimits, Topology},
+    topology::{Attachment, DomainDef, Dress, Policy, PortDef, PortShared, Role, StormLimits, Topology},
     verdict::Side,
     worker::{self, PollMode, Worker},
 };
@@ -111,13 +111,14 @@ fn bottle() -> (Worker, Vec<MemPeer>, Vec<Arc<PortShared>>) {
             carrier: true,
             learning: true,
             storm: StormLimits::default(),
+            policy: Policy::default(),
             shared: Arc::clone(&state),
         });
         peers.push(peer);
         shared.push(state);
         queues.push((id, queue.rx));
     }
-    let domains = [0, 1].map(|id| DomainDef { id: DomainId(id), mtu: 1500, group_fwd_mask: 1 });
+    let domains = [0, 1].map(|id| DomainDef { id: DomainId(id), mtu: 1500, group_fwd_mask: 1, rate: None });
     worker.take_up(Arc::new(Topology::build(Epoch(1), defs, &domains).expect("valid")));
     for (id, rx) in queues {
         worker.own(id, 0, rx, Arc::default()).expect("watched");
