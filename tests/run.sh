@@ -14,6 +14,7 @@ need nft nftables
 need ethtool ethtool
 need tcpdump tcpdump
 need iperf3 iperf3
+need dnsmasq dnsmasq-base
 need brctl bridge-utils
 need python3 python3-minimal
 need gcc gcc

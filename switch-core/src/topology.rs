@@ -448,14 +448,13 @@ impl Topology {
         let domain_slots = domains.iter().map(|d| d.id.index() + 1).max().unwrap_or(0);
         topology.domains.resize_with(domain_slots, || None);
         for def in domains {
-            topology.domains[def.id.index()] =
-                Some(DomainEntry {
-                    mtu: def.mtu,
-                    group_fwd_mask: def.group_fwd_mask,
-                    rate: def.rate.clone(),
-                    guarded: Vec::new(),
-                    floods: Vec::new(),
-                });
+            topology.domains[def.id.index()] = Some(DomainEntry {
+                mtu: def.mtu,
+                group_fwd_mask: def.group_fwd_mask,
+                rate: def.rate.clone(),
+                guarded: Vec::new(),
+                floods: Vec::new(),
+            });
         }
         let port_slots = ports.iter().map(|p| p.id.index() + 1).max().unwrap_or(0);
         topology.ports.resize_with(port_slots, || None);

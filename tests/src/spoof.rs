@@ -96,6 +96,7 @@ pub fn cases() -> Vec<(&'static str, Vec<u8>, Result<Notice, DropReason>)> {
         [&[protocol, 0][..], &(offset | 1).to_be_bytes(), &[0, 0, 0, 1], rest].concat()
     };
     let ns = neighbour(135, OTHER_V6, None);
+    let release = |kind, address| v4(&ipv4(IP, OTHER_IP, UDP, 0, &udp(68, 67, &dhcp(1, kind, OWN, address, NO_IP, 0))));
     vec![
         ("IPv4", plain.clone(), passes),
         ("another's MAC address", ether(ALL, OTHER, 0x0800, &ipv4(IP, OTHER_IP, TCP, 0, &tcp())), Err(SpoofedMac)),
@@ -127,6 +128,9 @@ pub fn cases() -> Vec<(&'static str, Vec<u8>, Result<Notice, DropReason>)> {
         ("a DHCP request", request(OWN, NO_IP, NO_IP), passes),
         ("a DHCP renewal", request(OWN, IP, IP), passes),
         ("the renewal of a lease that was not seen", request(OWN, OTHER_IP, OTHER_IP), passes),
+        ("a release of another's address", release(7, OTHER_IP), Err(SpoofedDhcp)),
+        ("a refusal of another's address", release(4, OTHER_IP), Err(SpoofedDhcp)),
+        ("a release", release(7, IP), Ok(Notice::Release(IP.to_ipv6_mapped().to_bits()))),
         ("a DHCP request for another", request(OTHER, NO_IP, NO_IP), Err(SpoofedDhcp)),
         ("a DHCP request from another's address", request(OWN, OTHER_IP, NO_IP), Err(SpoofedIpv4)),
         (

@@ -15,8 +15,10 @@ const MAGIC: [u8; 4] = [99, 130, 83, 99];
 /// Options of one message that are looked through.
 const MAX_OPTIONS: usize = 64;
 const MESSAGE_TYPE: u8 = 53;
+const REQUESTED: u8 = 50;
 const LEASE_TIME: u8 = 51;
 const ACK: u8 = 5;
+const DECLINE: u8 = 4;
 const RELEASE: u8 = 7;
 const FOR_EVER: u32 = u32::MAX;
 
@@ -24,8 +26,8 @@ const FOR_EVER: u32 = u32::MAX;
 pub(super) struct Request {
     /// `ciaddr`: the address that it has.
     pub(super) client: [u8; 4],
-    /// It gives that back.
-    pub(super) release: bool,
+    /// The address that it gives back, released or declined.
+    pub(super) gives_back: Option<[u8; 4]>,
 }
 
 /// What a server has given.
@@ -52,8 +54,13 @@ pub(super) fn request(clean: &Clean, udp: &[u8]) -> Result<Request, DropReason> 
     if (kind, len) != (1, 6) || relay != [0; 4] || hardware != clean.station.0 {
         return Err(DropReason::SpoofedDhcp);
     }
-    let release = option(message, MESSAGE_TYPE) == Some(&[RELEASE]);
-    Ok(Request { client: field(message, 12)?, release })
+    let client = field(message, 12)?;
+    let gives_back = match option(message, MESSAGE_TYPE) {
+        Some([RELEASE]) => Some(client),
+        Some([DECLINE]) => Some(option(message, REQUESTED).and_then(|a| a.try_into().ok()).unwrap_or_default()),
+        _ => None,
+    };
+    Ok(Request { client, gives_back })
 }
 
 /// What a server's message in a UDP datagram gives, if it does.

@@ -31,8 +31,12 @@ pub(super) fn judge(clean: &Clean, bindings: &Bindings, packet: &[u8], now: u64)
             if !(nobody || renewing || clean.permits(bindings, mapped(source), now)) {
                 return Err(SpoofedIpv4);
             }
-            let own = bindings.holds(mapped(request.client), now);
-            return Ok(if request.release && own { Notice::Release(mapped(request.client)) } else { Notice::None });
+            return match request.gives_back.map(mapped) {
+                None => Ok(Notice::None),
+                Some(address) if clean.permits(bindings, address, now) => Ok(Notice::Release(address)),
+                // A server that goes by the client identifier would take another's address away from it.
+                Some(_) => Err(DropReason::SpoofedDhcp),
+            };
         }
     }
     if source == [0; 4] || !clean.permits(bindings, mapped(source), now) {

@@ -17,8 +17,6 @@ mod ip4;
 mod ip6;
 mod rules;
 mod snoop;
-#[cfg(test)]
-mod tests;
 
 pub use rules::{IpRule, Net, ParseRuleError};
 

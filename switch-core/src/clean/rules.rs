@@ -89,7 +89,11 @@ impl FromStr for IpRule {
             let address: IpAddr = address.parse().map_err(|_| wrong())?;
             // What is no source of a packet cannot be anybody's address.
             let mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
-            if address.is_unspecified() && len != Some(0) || address.is_multicast() || mapped || rule.nets.len() == MAX_NETS {
+            if address.is_unspecified() && len != Some(0)
+                || address.is_multicast()
+                || mapped
+                || rule.nets.len() == MAX_NETS
+            {
                 return Err(wrong());
             }
             rule.nets.push(Net::new(address, len).ok_or_else(wrong)?);
@@ -104,9 +108,11 @@ impl fmt::Display for IpRule {
             return f.write_str("any");
         }
         let mut parts: Vec<String> = if self.learn { vec!["learn".to_owned()] } else { Vec::new() };
-        parts.extend(self.nets.iter().map(|net| {
-            if net.is_single() { net.address.to_string() } else { format!("{}/{}", net.address, net.len) }
-        }));
+        parts.extend(
+            self.nets.iter().map(|net| {
+                if net.is_single() { net.address.to_string() } else { format!("{}/{}", net.address, net.len) }
+            }),
+        );
         f.write_str(&parts.join("+"))
     }
 }
@@ -134,7 +140,8 @@ mod tests {
         for text in ["any", "learn", "10.0.0.5", "learn+10.0.0.5+fd00::5", "10.1.0.0/16+fd00::/64", "0.0.0.0/0"] {
             assert_eq!(text.parse::<IpRule>().expect(text).to_string(), text);
         }
-        for text in ["", "none", "10.0.0", "10.0.0.0/33", "::/129", "224.0.0.1", "0.0.0.0", "ff02::1", "::ffff:1.2.3.4"] {
+        for text in ["", "none", "10.0.0", "10.0.0.0/33", "::/129", "224.0.0.1", "0.0.0.0", "ff02::1", "::ffff:1.2.3.4"]
+        {
             assert!(text.parse::<IpRule>().is_err(), "{text}");
         }
     }

@@ -28,8 +28,8 @@ use crate::{
     id::{DomainId, MAX_PORTS, PortId},
     link::Links,
     port::{Notifier, Opened, PortControl, PortRx, guard::Guards},
-    switch::{Settings, Switch, SwitchError},
     rate::Limiter,
+    switch::{Settings, Switch, SwitchError},
     topology::{Attachment, DomainDef, Dress, Policy, PortDef, PortShared, Role},
 };
 

@@ -9,7 +9,7 @@ use crate::{
         wire::BindingView,
     },
     rate::{Limiter, Rate},
-    topology::{PortShared, Policy},
+    topology::{Policy, PortShared},
 };
 
 /// The limiter of a rate: the one that there is, with what it holds, if the rate has not changed.

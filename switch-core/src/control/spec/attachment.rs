@@ -109,8 +109,14 @@ impl FromStr for AttachmentSpec {
                 Some(("tpid", value)) => {
                     let wanted: u16 = number("tpid", value)?;
                     match &mut spec.dress {
-                        DressSpec::Tag { tpid, .. } | DressSpec::Native { tpid, .. } if matches!(wanted, 0x8100 | 0x88a8) => *tpid = wanted,
-                        DressSpec::Tag { .. } | DressSpec::Native { .. } => return wrong(format!("tpid={value}: use 0x8100 or 0x88a8")),
+                        DressSpec::Tag { tpid, .. } | DressSpec::Native { tpid, .. }
+                            if matches!(wanted, 0x8100 | 0x88a8) =>
+                        {
+                            *tpid = wanted
+                        }
+                        DressSpec::Tag { .. } | DressSpec::Native { .. } => {
+                            return wrong(format!("tpid={value}: use 0x8100 or 0x88a8"));
+                        }
                         _ => return wrong("tpid= goes after tag=VID"),
                     }
                 }
