@@ -32,7 +32,7 @@ fn every_lie_has_its_reason() {
 
 #[test]
 fn without_address_rules_only_addresses_pass() {
-    let by_address = [SpoofedIpv4, SpoofedIpv6, SpoofedArp, SpoofedNd];
+    let by_address = [SpoofedIpv4, SpoofedIpv6, SpoofedArp, SpoofedNd, SpoofedDhcp];
     let any = rules("any");
     for (name, frame, expected) in cases() {
         let result = judge(&any, &Bindings::default(), &frame, 1);
@@ -44,6 +44,7 @@ fn without_address_rules_only_addresses_pass() {
     }
     assert!(judge(&any, &Bindings::default(), &v4(&ipv4(OTHER_IP, IP, TCP, 0, &tcp())), 1).is_ok());
     assert!(judge(&any, &Bindings::default(), &nd(OTHER_V6, 136, OTHER_V6, Some((2, OWN))), 1).is_ok());
+    assert_eq!(judge(&any, &Bindings::default(), &request(OTHER, NO_IP, NO_IP), 1), Err(SpoofedDhcp));
     assert_eq!(
         judge(&any, &Bindings::default(), &nd(OTHER_V6, 136, OTHER_V6, Some((2, OTHER))), 1),
         Err(SpoofedNd),

@@ -4,15 +4,18 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use serde_json::Value;
-use switch_core::{mac::MacAddr, port::mem::MemFrame, sys::raw::RawSocket, verdict::DropReason};
+use switch_core::{
+    frame::offload::Offload, mac::MacAddr, port::mem::MemFrame, sys::raw::RawSocket, verdict::DropReason,
+};
 use vswitch_benches::{
     frontend::Options,
     netns::{Namespace, Process, wait_for},
+    packets::{UDP, dhcp, ether, ipv4, udp},
     tools::{ping, tcp},
 };
 use vswitch_tests::{
     Daemon, PATIENCE, skip,
-    spoof::{OTHER, OWN, cases},
+    spoof::{IP, NO_IP, OTHER, OTHER_IP, OWN, cases},
     vhost::{Lab, count},
 };
 
@@ -85,14 +88,16 @@ fn every_lie_of_a_guest_is_refused_for_its_reason() {
     let lab = Lab::new(2, ",domain=default:transparent", &[]);
     lab.daemon.cli(&["port", "set", "vm0", "clean=on", &format!("station={OWN}"), "ip=10.0.0.1+fd00::1"]).expect("set");
     let mut guest = lab.connect(0, Options::default());
-    let _other = lab.connect(1, Options::default());
-    check_cases(
-        || lab.view("vm0"),
-        |frame| {
-            let frame = MemFrame { bytes: frame.to_vec(), offload: switch_core::frame::offload::Offload::NONE };
-            guest.send_all(0, &[frame], PATIENCE).expect("sent");
-        },
-    );
+    let mut server = lab.connect(1, Options::default());
+    let whole = |bytes: &[u8]| [MemFrame { bytes: bytes.to_vec(), offload: Offload::NONE }];
+    check_cases(|| lab.view("vm0"), |frame| guest.send_all(0, &whole(frame), PATIENCE).expect("sent"));
+    // A server's answer is longer than what a driver copies of a frame that owes nothing.
+    lab.daemon.cli(&["port", "set", "vm0", "ip=learn"]).expect("set");
+    let message = udp(67, 68, &dhcp(2, 5, OWN, NO_IP, OTHER_IP, 600));
+    let answer = ether(OWN, OTHER, 0x0800, &ipv4(IP, OTHER_IP, UDP, 0, &message));
+    server.send_all(0, &whole(&answer), PATIENCE).expect("sent");
+    wait_for("it is bound", PATIENCE, || lab.view("vm0")["bindings"][0]["address"] == OTHER_IP.to_string())
+        .unwrap_or_else(|e| panic!("{e}: {}", lab.view("vm0")));
 }
 
 /// A DHCP server in a namespace, with its files.

@@ -317,6 +317,24 @@ impl Batch {
         &self.pieces[first..first + usize::from(slot.pieces)]
     }
 
+    /// Takes as much more of the frame into its private head as that has room for; the tail begins behind it. For the
+    /// pipeline, where more is judged than the driver has copied.
+    pub fn draw_in(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        let start = index * STRIDE + HEADROOM;
+        while slot.pieces > 0 && usize::from(slot.head_len) < HEAD_BYTES {
+            let piece = &mut self.pieces[usize::from(slot.first_piece)];
+            let taken = piece.copy_to(&mut self.memory[start + usize::from(slot.head_len)..start + HEAD_BYTES]);
+            slot.head_len += taken as u16;
+            *piece = piece.skip(taken);
+            if !piece.is_empty() {
+                return;
+            }
+            slot.first_piece += 1;
+            slot.pieces -= 1;
+        }
+    }
+
     /// Copies the frame from byte `from` on into `to`; returns how many bytes there were.
     pub fn copy_frame(&self, index: usize, from: usize, to: &mut [u8]) -> usize {
         let head = self.head(index);

@@ -208,7 +208,7 @@ fn classify_one(context: &Context<'_>, batch: &mut Batch, index: usize) -> Resul
     if !port.up {
         return Err(DropReason::IngressPortDown);
     }
-    let (head, slot) = batch.head_and_slot_mut(index);
+    let (mut head, mut slot) = batch.head_and_slot_mut(index);
     let addresses: &[u8; ETHERNET] = head.get(..ETHERNET).and_then(|h| h.try_into().ok()).ok_or(DropReason::Runt)?;
     let (dst, src) = MacBits::of_header(addresses);
     if src.is_multicast() {
@@ -241,7 +241,8 @@ fn classify_one(context: &Context<'_>, batch: &mut Batch, index: usize) -> Resul
         return Err(DropReason::ReservedAddress);
     }
     if port.watched {
-        clean::watch(context, domain, head)?;
+        clean::watch(context, domain, batch, index)?;
+        (head, slot) = batch.head_and_slot_mut(index);
     }
     // Without a flag or a type the other fields are noise, which nobody else shall see.
     slot.offload =

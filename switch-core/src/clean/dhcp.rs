@@ -10,6 +10,8 @@ pub(super) const SERVER: u16 = 67;
 pub(super) const CLIENT: u16 = 68;
 pub(super) const SERVER_V6: u16 = 547;
 pub(super) const CLIENT_V6: u16 = 546;
+/// All of them.
+pub(super) const PORTS: [u16; 4] = [SERVER, CLIENT, SERVER_V6, CLIENT_V6];
 const UDP_BYTES: usize = 8;
 const MAGIC: [u8; 4] = [99, 130, 83, 99];
 /// Options of one message that are looked through.

@@ -9,7 +9,7 @@ use crate::{
     verdict::DropReason::{self, SpoofedIpv6, SpoofedNd, UnreadableHeaders},
 };
 
-const HEADER_BYTES: usize = 40;
+pub(super) const HEADER_BYTES: usize = 40;
 const ICMPV6: u8 = 58;
 /// Types of ICMPv6.
 const MLD: [u8; 3] = [131, 132, 143];

@@ -22,7 +22,11 @@ pub use rules::{IpRule, Net, ParseRuleError};
 
 use self::bindings::{Bindings, Writing};
 use crate::{
-    frame::layout::link,
+    batch::{Batch, HEAD_BYTES},
+    frame::{
+        layout::{PROTO_TCP, PROTO_UDP, link},
+        vlan::be16,
+    },
     mac::MacAddr,
     pipeline::Context,
     topology::{DomainEntry, PortEntry},
@@ -145,13 +149,36 @@ fn rarp(clean: &Clean, packet: &[u8]) -> Result<(), DropReason> {
     if packet[..8] == [0, 1, 8, 0, 6, 4, 0, 3] && own && nobody { Ok(()) } else { Err(DropReason::SpoofedArp) }
 }
 
-/// Looks at a frame from a watched port. `head` is its private copy.
+/// Whether more of a frame is judged than where it comes from and goes to: DHCP, neighbour discovery, and what lies behind
+/// extension headers. A driver may have copied no more than the first headers.
+fn is_long(head: &[u8]) -> bool {
+    let Some((at, ether_type)) = link(head) else { return false };
+    let packet = &head[at..];
+    let (protocol, udp) = match (ether_type, packet.first(), packet.get(9), packet.get(6)) {
+        (IPV4, Some(first), Some(protocol), _) => (*protocol, usize::from(first & 15) * 4),
+        (IPV6, _, _, Some(protocol)) => (*protocol, ip6::HEADER_BYTES),
+        _ => return false,
+    };
+    match protocol {
+        PROTO_TCP => false,
+        PROTO_UDP => [udp, udp + 2].iter().any(|at| be16(packet, *at).is_none_or(|port| dhcp::PORTS.contains(&port))),
+        _ => ether_type == IPV6,
+    }
+}
+
+/// Looks at a frame from a watched port, in its private copy, of which it takes more if it needs more.
 ///
 /// # Errors
 /// Why a clean port's frame does not pass; frames of other ports always do.
 #[inline(never)]
-pub fn watch(context: &Context<'_>, domain: &DomainEntry, head: &[u8]) -> Result<(), DropReason> {
+pub fn watch(context: &Context<'_>, domain: &DomainEntry, batch: &mut Batch, index: usize) -> Result<(), DropReason> {
     let (port, now) = (context.ingress, context.now.nanos);
+    if usize::from(batch.slot(index).head_len) < HEAD_BYTES.min(batch.slot(index).len as usize)
+        && is_long(batch.head(index))
+    {
+        batch.draw_in(index);
+    }
+    let head = batch.head(index);
     let Some(clean) = &port.clean else {
         snoop::look(context.topology, domain, head, now);
         return Ok(());
