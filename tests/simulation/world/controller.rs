@@ -132,7 +132,7 @@ impl World {
                 carrier: port.carrier,
                 learning: port.learning,
                 storm: StormLimits { broadcast: 0, multicast: 0, unknown: 0 },
-                policy: Policy::default(),
+                policy: switch_core::topology::Policy::default(),
                 shared: Arc::clone(&self.ports[number].shared),
             })
             .collect();
