@@ -65,7 +65,7 @@ mod lab {
         frame::offload::{Capabilities, VNET_HDR_BYTES},
         id::{DomainId, Epoch},
         port::{PortRx, PortTx, QueuePair, RxStatus, Sent},
-        topology::{Attachment, DomainDef, Dress, PortDef, PortShared, Role, StormLimits, Topology},
+        topology::{Attachment, DomainDef, Dress, Policy, PortDef, PortShared, Role, StormLimits, Topology},
         worker::{PollMode, Worker},
     };
 
@@ -123,10 +123,11 @@ mod lab {
                 carrier: true,
                 learning: true,
                 storm: StormLimits::default(),
+                policy: Policy::default(),
                 shared: Arc::clone(&shared[usize::from(i)]),
             })
             .collect();
-        let domains = [DomainDef { id: DomainId(0), mtu: 9000, group_fwd_mask: 1 }];
+        let domains = [DomainDef { id: DomainId(0), mtu: 9000, group_fwd_mask: 1, rate: None }];
         worker.take_up(Arc::new(Topology::build(Epoch(1), defs, &domains).expect("valid")));
         for (i, rx) in (0..).zip(rx) {
             worker.own(PortId(i), 0, rx, Arc::default()).expect("watched");

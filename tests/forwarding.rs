@@ -9,7 +9,7 @@ use switch_core::{
     id::DomainId,
     mac::MacAddr,
     stats::Counter,
-    topology::{Attachment, DEFAULT_GROUP_FWD_MASK, DomainDef, Dress, Role},
+    topology::{Attachment, DEFAULT_GROUP_FWD_MASK, DomainDef, Dress, Policy, Role},
     verdict::{DropReason, Side},
 };
 use vswitch_tests::{Bench, Setup};
@@ -31,7 +31,7 @@ fn tagged(tpid: u16, vid: u16, rest: &[u8]) -> Vec<u8> {
 }
 
 fn domain(id: u16, mtu: u32) -> DomainDef {
-    DomainDef { id: DomainId(id), mtu, group_fwd_mask: DEFAULT_GROUP_FWD_MASK }
+    DomainDef { id: DomainId(id), mtu, group_fwd_mask: DEFAULT_GROUP_FWD_MASK, rate: None }
 }
 
 fn member(domain: u16, dress: Dress, role: Role) -> Attachment {
@@ -39,7 +39,12 @@ fn member(domain: u16, dress: Dress, role: Role) -> Attachment {
 }
 
 fn port(attachments: &[Attachment]) -> Setup {
-    Setup { attachments: attachments.to_vec(), capabilities: Capabilities::ALL, hairpin: false }
+    Setup {
+        attachments: attachments.to_vec(),
+        capabilities: Capabilities::ALL,
+        hairpin: false,
+        policy: Policy::default(),
+    }
 }
 
 fn plain(domain: u16) -> Setup {
@@ -358,4 +363,40 @@ fn two_busy_queues_of_one_worker_are_parted_and_keep_their_order() {
             .collect();
         assert!(numbers.iter().copied().eq(0..sent), "host {host}: all of them, in order");
     }
+}
+
+#[test]
+fn a_port_that_is_not_flooded_to_gets_what_is_known_and_what_is_for_many() {
+    let mut quiet = plain(0);
+    quiet.policy.no_flood = true;
+    let bench = Bench::new(1, vec![plain(0), quiet, plain(0)], &[domain(0, 1500)]).expect("starts");
+    let unknown = frame(mac(9), mac(1), &IP);
+    let broadcast = frame(MacAddr::BROADCAST, mac(1), &IP);
+    let multicast = frame(MacAddr([1, 0, 0x5e, 0, 0, 1]), mac(1), &IP);
+    let known = frame(mac(2), mac(1), &IP);
+    let hello = frame(mac(1), mac(2), &IP);
+    let frames = [(0, unknown.clone()), (0, broadcast.clone()), (0, multicast.clone()), (1, hello), (0, known.clone())];
+    let got = exchange(&bench, &frames);
+    assert_eq!(got[1], [broadcast.clone(), multicast.clone(), known]);
+    assert_eq!(got[2], [unknown, broadcast, multicast]);
+}
+
+#[test]
+fn a_native_vlan_comes_with_its_tag_or_without_and_leaves_with_it() {
+    let p = Role::PROMISCUOUS;
+    let trunk = port(&[
+        member(0, Dress::Native { tpid: 0x8100, vid: 42 }, p),
+        member(1, Dress::Tagged { tpid: 0x8100, vid: 7 }, p),
+    ]);
+    let bench = Bench::new(1, vec![trunk, plain(0), plain(1)], &[domain(0, 1500), domain(1, 1500)]).expect("starts");
+    let bare = frame(MacAddr::BROADCAST, mac(1), &IP);
+    let native = frame(MacAddr::BROADCAST, mac(1), &tagged(0x8100, 42, &IP));
+    let other = frame(MacAddr::BROADCAST, mac(1), &tagged(0x8100, 7, &IP));
+    let answer = frame(MacAddr::BROADCAST, mac(2), &IP);
+    let got = exchange(&bench, &[(0, bare.clone()), (0, native), (0, other), (1, answer)]);
+    assert_eq!(got[1].len(), 2);
+    assert!(got[1].iter().all(|f| f[12..14] == IP), "no tag on the access port");
+    assert_eq!(got[2].len(), 1);
+    assert_eq!(got[0].len(), 1);
+    assert_eq!(got[0][0][12..18], [0x81, 0, 0, 42, 8, 0]);
 }

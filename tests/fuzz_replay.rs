@@ -7,7 +7,7 @@ use std::path::Path;
 use vswitch_benches::netns::wait_for;
 use vswitch_tests::{
     PATIENCE,
-    fuzz::{fuzz_api, fuzz_config, fuzz_frame, mutate, remove_api},
+    fuzz::{fuzz_api, fuzz_clean, fuzz_config, fuzz_frame, mutate, remove_api},
     fuzz_vhost::{fuzz_vhost, remove_vhost, vhost_coverage},
     rng::Rng,
 };
@@ -44,6 +44,11 @@ fn run(target: &(impl Fn(&[u8]) + std::panic::RefUnwindSafe), data: &[u8], what:
 #[test]
 fn frames() {
     replay("frame", 1500, fuzz_frame);
+}
+
+#[test]
+fn clean_ports() {
+    replay("clean", 20_000, fuzz_clean);
 }
 
 #[test]

@@ -16,6 +16,7 @@ need tcpdump tcpdump
 need dnsmasq dnsmasq-base
 need busybox busybox-static
 need iperf3 iperf3
+need dnsmasq dnsmasq-base
 need brctl bridge-utils
 need python3 python3-minimal
 need gcc gcc

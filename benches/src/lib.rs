@@ -13,6 +13,7 @@ pub mod measure;
 pub mod netns;
 pub mod noise;
 pub mod output;
+pub mod packets;
 pub mod pairs;
 pub mod replay;
 pub mod report;

@@ -25,7 +25,7 @@ use switch_core::{
     },
     switch::{Settings, Switch},
     sys::raw::{BURST, RawSocket},
-    topology::{Attachment, DomainDef, Dress, PortDef, PortShared, Role, StormLimits},
+    topology::{Attachment, DomainDef, Dress, Policy, PortDef, PortShared, Role, StormLimits},
     worker::PollMode,
 };
 
@@ -194,12 +194,13 @@ impl Lab {
                 carrier: true,
                 learning: true,
                 storm: StormLimits { broadcast: 0, multicast: 0, unknown: 0 },
+                policy: Policy::default(),
                 shared: Arc::new(PortShared::new(tx, 1)),
             });
             receivers.push((id, rx));
             lab.controls.push(control);
         }
-        lab.switch.publish(defs, &[DomainDef { id: DomainId(0), mtu: 1500, group_fwd_mask: 1 }])?;
+        lab.switch.publish(defs, &[DomainDef { id: DomainId(0), mtu: 1500, group_fwd_mask: 1, rate: None }])?;
         for (id, rx) in receivers {
             lab.switch.grant(id, rx)?;
         }

@@ -17,7 +17,7 @@ use switch_core::{
     mac::MacAddr,
     port::{PortRx, PortTx, RxStatus, Sent},
     stats::Counter,
-    topology::{Attachment, DomainDef, Dress, PortDef, PortShared, Role, StormLimits, Topology},
+    topology::{Attachment, DomainDef, Dress, Policy, PortDef, PortShared, Role, StormLimits, Topology},
     worker::{Channels, PollMode, Worker, channels},
 };
 
@@ -143,9 +143,10 @@ impl Turns {
             carrier: true,
             learning: true,
             storm: StormLimits::default(),
+            policy: Policy::default(),
             shared: Arc::clone(shared),
         };
-        let domains = [DomainDef { id: DomainId(0), mtu: 1500, group_fwd_mask: 1 }];
+        let domains = [DomainDef { id: DomainId(0), mtu: 1500, group_fwd_mask: 1, rate: None }];
         let topology = Arc::new(Topology::build(Epoch(1), (0..).zip(&shared).map(port).collect(), &domains)?);
         let mut turns = Turns { workers: Vec::new(), shared, _far_ends: Vec::new() };
         for lane in 0..workers {

@@ -225,7 +225,7 @@ pub enum Port {
         #[arg(long)]
         json: bool,
     },
-    /// Change settings of a port: link=up|down hairpin=on|off mtu=…
+    /// Change settings of a port: link=up|down hairpin=on|off clean=on|off ip=… rate-to=… mtu=…
     Set {
         /// Its name.
         name: String,

@@ -88,6 +88,8 @@ pub struct Batch {
     memory: Box<[u8]>,
     slots: Box<[Slot; BATCH_FRAMES]>,
     len: usize,
+    /// Frames that are to be received, [`BATCH_FRAMES`] at most.
+    limit: usize,
     pieces: Vec<Piece>,
     overflow: Arena,
 }
@@ -106,6 +108,7 @@ impl Batch {
             memory: vec![0; STRIDE * BATCH_FRAMES].into_boxed_slice(),
             slots: Box::new([EMPTY; BATCH_FRAMES]),
             len: 0,
+            limit: BATCH_FRAMES,
             pieces: Vec::with_capacity(BATCH_PIECES),
             overflow: Arena::new(OVERFLOW_BYTES + BURST_FRAMES * REGION_BYTES),
         }
@@ -136,9 +139,14 @@ impl Batch {
     #[inline]
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.len < BATCH_FRAMES
+        self.len < self.limit
             && self.overflow.used() + REGION_BYTES <= OVERFLOW_BYTES
             && self.pieces.len() + crate::sys::buf::MAX_GATHER <= BATCH_PIECES
+    }
+
+    /// Has [`has_room`](Self::has_room) say no after so many frames, until it is told otherwise.
+    pub fn set_limit(&mut self, frames: usize) {
+        self.limit = frames.clamp(1, BATCH_FRAMES);
     }
 
     /// The buffers for the next frame: the slot from its virtio-net header on (12 + [`HEAD_BYTES`] bytes), and the
@@ -178,7 +186,8 @@ impl Batch {
     pub fn burst_buffers(&mut self, burst: Burst) -> impl Iterator<Item = (&mut [u8], &mut [u8])> {
         let start = burst.slot * STRIDE + HEADROOM - VNET_HDR_BYTES;
         let slots = self.memory[start..].chunks_mut(STRIDE).map(|slot| &mut slot[..VNET_HDR_BYTES + HEAD_BYTES]);
-        slots.zip(self.overflow.after(burst.arena).chunks_exact_mut(REGION_BYTES)).take(BURST_FRAMES)
+        let frames = BURST_FRAMES.min(self.limit.saturating_sub(burst.slot));
+        slots.zip(self.overflow.after(burst.arena).chunks_exact_mut(REGION_BYTES)).take(frames)
     }
 
     /// The buffers of one frame of the burst, not accepted yet.
@@ -306,6 +315,24 @@ impl Batch {
         let slot = &self.slots[index];
         let first = usize::from(slot.first_piece);
         &self.pieces[first..first + usize::from(slot.pieces)]
+    }
+
+    /// Takes as much more of the frame into its private head as that has room for; the tail begins behind it. For the
+    /// pipeline, where more is judged than the driver has copied.
+    pub fn draw_in(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        let start = index * STRIDE + HEADROOM;
+        while slot.pieces > 0 && usize::from(slot.head_len) < HEAD_BYTES {
+            let piece = &mut self.pieces[usize::from(slot.first_piece)];
+            let taken = piece.copy_to(&mut self.memory[start + usize::from(slot.head_len)..start + HEAD_BYTES]);
+            slot.head_len += taken as u16;
+            *piece = piece.skip(taken);
+            if !piece.is_empty() {
+                return;
+            }
+            slot.first_piece += 1;
+            slot.pieces -= 1;
+        }
     }
 
     /// Copies the frame from byte `from` on into `to`; returns how many bytes there were.

@@ -8,12 +8,14 @@
 //! worker      turn(): receive, judge, send, release
 //! port        the PortRx / PortTx seam and its drivers
 //! pipeline    parse -> classify -> learn -> decide; no I/O, no lock, no clock
+//! clean       what the station behind a guarded port may say
 //! fdb  topology  batch  egress  frame  verdict  stats
-//! id  mac  clock  durable  sys
+//! id  mac  clock  rate  durable  sys
 //! ```
 
 pub mod balance;
 pub mod batch;
+pub mod clean;
 pub mod clock;
 pub mod control;
 pub mod durable;
@@ -28,6 +30,7 @@ pub mod netns;
 pub mod network;
 pub mod pipeline;
 pub mod port;
+pub mod rate;
 pub mod stats;
 pub mod switch;
 pub mod sys;

@@ -9,11 +9,13 @@ use arrayvec::ArrayVec;
 
 use crate::{
     batch::{BATCH_FRAMES, Batch},
+    clean,
     clock::Now,
     fdb::{Fdb, FdbHash, FlapTable, Learned},
     frame::{flow, offload::Offload, validate, vlan::OuterTag},
-    id::{PortId, TxId},
+    id::{DomainId, PortId, TxId},
     mac::MacBits,
+    rate::Buckets,
     stats::{Counter, CounterBlock},
     topology::{Attachment, DomainEntry, Dress, PortEntry, Role, StormClass, Topology},
     verdict::DropReason,
@@ -176,6 +178,9 @@ pub fn judge(context: &Context<'_>, batch: &mut Batch, flaps: &mut FlapTable, pl
     if context.ingress.learning {
         learn(context, counts, flaps, &mut work);
     }
+    if context.ingress.policed {
+        police(context, batch, counts, &mut work);
+    }
     decide(context, batch, counts, &work, plan);
 }
 
@@ -203,7 +208,7 @@ fn classify_one(context: &Context<'_>, batch: &mut Batch, index: usize) -> Resul
     if !port.up {
         return Err(DropReason::IngressPortDown);
     }
-    let (head, slot) = batch.head_and_slot_mut(index);
+    let (mut head, mut slot) = batch.head_and_slot_mut(index);
     let addresses: &[u8; ETHERNET] = head.get(..ETHERNET).and_then(|h| h.try_into().ok()).ok_or(DropReason::Runt)?;
     let (dst, src) = MacBits::of_header(addresses);
     if src.is_multicast() {
@@ -234,6 +239,10 @@ fn classify_one(context: &Context<'_>, batch: &mut Batch, index: usize) -> Resul
         && domain.group_fwd_mask & (1 << nibble) == 0
     {
         return Err(DropReason::ReservedAddress);
+    }
+    if port.watched {
+        clean::watch(context, domain, batch, index)?;
+        (head, slot) = batch.head_and_slot_mut(index);
     }
     // Without a flag or a type the other fields are noise, which nobody else shall see.
     slot.offload =
@@ -298,6 +307,28 @@ fn learn(context: &Context<'_>, counts: &CounterBlock, flaps: &mut FlapTable, wo
     if held > 0 {
         counts.drop_frames(DropReason::FlapHold, held);
     }
+}
+
+/// Lets pass what the rates of the domains allow; a rate's buckets are held for a run of frames.
+#[cold]
+#[inline(never)]
+fn police(context: &Context<'_>, batch: &Batch, counts: &CounterBlock, work: &mut ArrayVec<Work, BATCH_FRAMES>) {
+    let mut held: Option<(DomainId, Option<Buckets<'_>>)> = None;
+    let mut over = 0;
+    work.retain(|item| {
+        let slot = batch.slot(usize::from(item.slot));
+        if held.as_ref().is_none_or(|(domain, _)| *domain != slot.domain) {
+            // The one before is let go first: a worker holds one rate at a time.
+            held = None;
+            let rate = context.topology.domain(slot.domain).and_then(|domain| domain.rate.as_ref());
+            held = Some((slot.domain, rate.map(|rate| rate.at(context.now.nanos))));
+        }
+        let buckets = held.as_mut().and_then(|(_, buckets)| buckets.as_mut());
+        let passes = buckets.is_none_or(|buckets| buckets.admit(slot.len.into()));
+        over += u64::from(!passes);
+        passes
+    });
+    counts.drop_frames(DropReason::RateDomain, over);
 }
 
 fn decide(context: &Context<'_>, batch: &Batch, counts: &CounterBlock, work: &[Work], plan: &mut Plan) {
@@ -391,7 +422,7 @@ fn flood(
         }
         let Some(port) = context.topology.port(target.port) else { continue };
         // A port without a carrier is no destination of a flood; a frame for a host behind it is an egress drop.
-        if !port.reachable {
+        if !port.reachable || (port.no_flood && class == StormClass::Unknown) {
             continue;
         }
         send(context, batch, item, port, target.dress, flow, plan);
@@ -423,7 +454,7 @@ fn send(
         return;
     }
     let push = match dress {
-        Dress::Tagged { tpid, vid } => Some((tpid, slot.priority | vid)),
+        Dress::Tagged { tpid, vid } | Dress::Native { tpid, vid } => Some((tpid, slot.priority | vid)),
         Dress::Untagged | Dress::Transparent => None,
     };
     plan.push(port.tx_for(flow), Copy { slot: item.slot, edit: Edit::new(slot.strip, push) });

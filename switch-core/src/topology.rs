@@ -15,8 +15,10 @@ use std::sync::{
 use parking_lot::Mutex;
 
 use crate::{
+    clean::{Clean, bindings::Bindings},
     id::{DomainId, Epoch, PortId, TxId},
     port::PortTx,
+    rate::Limiter,
     stats::PortCounters,
 };
 
@@ -30,6 +32,13 @@ pub enum Dress {
     Untagged,
     /// Frames with this tag in; the tag is pushed on the way out.
     Tagged {
+        /// 0x8100 or 0x88a8.
+        tpid: u16,
+        /// 1 to 4094.
+        vid: u16,
+    },
+    /// As `Tagged`, and untagged and priority-tagged frames in as well: the native VLAN of a trunk, tagged on the way out.
+    Native {
         /// 0x8100 or 0x88a8.
         tpid: u16,
         /// 1 to 4094.
@@ -205,8 +214,23 @@ pub struct PortDef {
     pub learning: bool,
     /// Storm control levels.
     pub storm: StormLimits,
+    /// Protection and shaping.
+    pub policy: Policy,
     /// State that outlives a topology.
     pub shared: Arc<PortShared>,
+}
+
+/// What a port is protected by and held to. The default is nothing of it.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    /// Its one station speaks for itself alone.
+    pub clean: Option<Arc<Clean>>,
+    /// Frames to unknown unicast addresses are not flooded to it.
+    pub no_flood: bool,
+    /// What may leave by it.
+    pub rate_to: Option<Arc<Limiter>>,
+    /// What is read from it.
+    pub rate_from: Option<Arc<Limiter>>,
 }
 
 /// What a port keeps from one topology to the next.
@@ -218,6 +242,8 @@ pub struct PortShared {
     pub counters: PortCounters,
     /// Storm control.
     pub storm: StormState,
+    /// Addresses that its station has obtained, if it is a clean port.
+    pub bindings: Bindings,
     /// Flow affinity, for ports with more than one queue.
     pub flows: Option<FlowQueues>,
 }
@@ -231,6 +257,7 @@ impl PortShared {
             tx: tx.into_iter().map(|tx| Arc::new(TxQueue { tx: Mutex::new(tx) })).collect(),
             counters: PortCounters::new(workers),
             storm: StormState::default(),
+            bindings: Bindings::default(),
         }
     }
 }
@@ -244,6 +271,8 @@ pub struct DomainDef {
     pub mtu: u32,
     /// Which of 01-80-C2-00-00-00…0F are forwarded, by last nibble.
     pub group_fwd_mask: u16,
+    /// What may come in by all its ports together.
+    pub rate: Option<Arc<Limiter>>,
 }
 
 /// The mask with which BPDUs (…-00) pass and nothing else: what a bridge without STP does.
@@ -262,8 +291,20 @@ pub struct PortEntry {
     pub reachable: bool,
     /// See [`PortDef`].
     pub learning: bool,
+    /// See [`crate::clean::watch`]: it is clean, or in a domain with clean ports.
+    pub watched: bool,
+    /// One of its domains has a rate.
+    pub policed: bool,
+    /// See [`Policy`].
+    pub no_flood: bool,
     /// See [`PortDef`].
     pub storm: StormLimits,
+    /// See [`Policy`].
+    pub clean: Option<Arc<Clean>>,
+    /// See [`Policy`].
+    pub rate_to: Option<Arc<Limiter>>,
+    /// See [`Policy`].
+    pub rate_from: Option<Arc<Limiter>>,
     /// See [`PortDef`].
     pub shared: Arc<PortShared>,
     first_tx: u32,
@@ -336,10 +377,20 @@ pub struct DomainEntry {
     pub mtu: u32,
     /// See [`DomainDef`].
     pub group_fwd_mask: u16,
+    /// See [`DomainDef`].
+    pub rate: Option<Arc<Limiter>>,
+    guarded: Vec<PortId>,
     floods: Vec<(Role, Vec<FloodTarget>)>,
 }
 
 impl DomainEntry {
+    /// Its clean ports whose addresses are judged.
+    #[inline]
+    #[must_use]
+    pub fn guarded(&self) -> &[PortId] {
+        &self.guarded
+    }
+
     /// Where frames of a sender with `role` are flooded to; the sender itself is in the list.
     #[inline]
     #[must_use]
@@ -397,8 +448,13 @@ impl Topology {
         let domain_slots = domains.iter().map(|d| d.id.index() + 1).max().unwrap_or(0);
         topology.domains.resize_with(domain_slots, || None);
         for def in domains {
-            topology.domains[def.id.index()] =
-                Some(DomainEntry { mtu: def.mtu, group_fwd_mask: def.group_fwd_mask, floods: Vec::new() });
+            topology.domains[def.id.index()] = Some(DomainEntry {
+                mtu: def.mtu,
+                group_fwd_mask: def.group_fwd_mask,
+                rate: def.rate.clone(),
+                guarded: Vec::new(),
+                floods: Vec::new(),
+            });
         }
         let port_slots = ports.iter().map(|p| p.id.index() + 1).max().unwrap_or(0);
         topology.ports.resize_with(port_slots, || None);
@@ -418,7 +474,25 @@ impl Topology {
                 domain.floods = flood_lists(members);
             }
         }
+        topology.mark();
         Ok(topology)
+    }
+
+    /// Says of every domain who is clean in it, and of every port whether the frame path has to look closer.
+    fn mark(&mut self) {
+        for port in self.ports.iter().flatten().filter(|p| p.clean.as_ref().is_some_and(|clean| !clean.ip.any)) {
+            for a in &port.attachments {
+                if let Some(Some(domain)) = self.domains.get_mut(a.domain.index()) {
+                    domain.guarded.push(port.id);
+                }
+            }
+        }
+        for port in self.ports.iter_mut().flatten() {
+            let domains = || port.attachments.iter().filter_map(|a| self.domains.get(a.domain.index())?.as_ref());
+            let watched = port.clean.is_some() || domains().any(|domain| !domain.guarded.is_empty());
+            let policed = domains().any(|domain| domain.rate.is_some());
+            (port.watched, port.policed) = (watched, policed);
+        }
     }
 
     /// A port, if it exists.
@@ -450,7 +524,13 @@ fn compile_port(def: &PortDef, first_tx: u32, domains: &[Option<DomainEntry>]) -
         up: def.up,
         reachable: def.up && def.carrier,
         learning: def.learning,
+        watched: false,
+        policed: false,
+        no_flood: def.policy.no_flood,
         storm: def.storm,
+        clean: def.policy.clean.clone(),
+        rate_to: def.policy.rate_to.clone(),
+        rate_from: def.policy.rate_from.clone(),
         shared: Arc::clone(&def.shared),
         first_tx,
         attachments: def.attachments.clone(),
@@ -478,11 +558,14 @@ fn compile_port(def: &PortDef, first_tx: u32, domains: &[Option<DomainEntry>]) -
                 }
                 entry.transparent = Some(*a);
             }
-            Dress::Tagged { tpid, vid } => {
+            Dress::Tagged { tpid, vid } | Dress::Native { tpid, vid } => {
                 if !(1..=4094).contains(&vid) || !TPIDS.contains(&tpid) {
                     return Err(TopologyError::BadTag(def.id, tpid, vid));
                 }
                 entry.tagged.push((tag_key(tpid, vid), *a));
+                if matches!(a.dress, Dress::Native { .. }) && entry.untagged.replace(*a).is_some() {
+                    return Err(TopologyError::Conflict(def.id));
+                }
             }
         }
     }
@@ -522,12 +605,13 @@ mod tests {
             carrier: true,
             learning: true,
             storm: StormLimits::default(),
+            policy: Policy::default(),
             shared: Arc::new(PortShared::new(Vec::new(), 1)),
         }
     }
 
     fn domain(id: u16) -> DomainDef {
-        DomainDef { id: DomainId(id), mtu: 1500, group_fwd_mask: DEFAULT_GROUP_FWD_MASK }
+        DomainDef { id: DomainId(id), mtu: 1500, group_fwd_mask: DEFAULT_GROUP_FWD_MASK, rate: None }
     }
 
     fn flood(topology: &Topology, role: Role) -> Vec<u16> {

@@ -10,6 +10,7 @@ use arrayvec::ArrayVec;
 
 use crate::{
     batch::{BATCH_FRAMES, Batch},
+    clock::Now,
     egress::{Egress, OutFrame},
     frame::{
         complete::{CompleteError, Completer, Derived, MAX_HEADER_BYTES},
@@ -18,6 +19,7 @@ use crate::{
     },
     pipeline::{Copy, Edit, Plan},
     port::{PortTx, Sent},
+    rate::Limiter,
     stats::{Counter, CounterBlock},
     topology::Topology,
     verdict::DropReason,
@@ -47,13 +49,18 @@ impl Transmitter {
     }
 
     /// Sends the plan's copies of a batch.
-    pub(crate) fn send(&mut self, topology: &Topology, worker: usize, batch: &Batch, plan: &Plan) {
+    pub(crate) fn send(&mut self, topology: &Topology, worker: usize, batch: &Batch, plan: &Plan, now: Now) {
         let mut used_completer = false;
         for tx in plan.touched() {
             let entry = &topology.tx()[tx.index()];
             let Some(port) = topology.port(entry.port) else { continue };
             let counts = port.shared.counters.of(worker);
-            let copies = plan.copies(*tx);
+            let mut copies = plan.copies(*tx);
+            let admitted;
+            if let Some(rate) = &port.rate_to {
+                admitted = police(rate, batch, copies, now, counts);
+                copies = &admitted;
+            }
             let mut queue = entry.queue.tx.lock();
             let capabilities = queue.capabilities();
             let owed = |copy: &Copy| {
@@ -143,6 +150,27 @@ impl Transmitter {
         self.completed[index] = Some((range.start, range.end));
         Some(range)
     }
+}
+
+/// The copies that the rate lets pass. Its buckets are let go before the queue is locked.
+#[cold]
+#[inline(never)]
+fn police(
+    rate: &Limiter,
+    batch: &Batch,
+    copies: &[Copy],
+    now: Now,
+    counts: &CounterBlock,
+) -> ArrayVec<Copy, BATCH_FRAMES> {
+    let mut buckets = rate.at(now.nanos);
+    let bytes = |copy: &Copy| batch.slot(usize::from(copy.slot)).len.wrapping_add_signed(copy.edit.delta().into());
+    let admitted: ArrayVec<Copy, BATCH_FRAMES> =
+        copies.iter().filter(|copy| buckets.admit(bytes(copy).into())).copied().collect();
+    let over = copies.len() - admitted.len();
+    if over > 0 {
+        counts.drop_frames(DropReason::RateTo, over as u64);
+    }
+    admitted
 }
 
 fn needs(batch: &Batch, slot: u8, offload: &Offload) -> crate::frame::offload::Capabilities {

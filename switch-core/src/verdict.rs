@@ -56,6 +56,19 @@ reasons! {
     NoDomain, "no_domain", Ingress, "The port is attached to no domain that takes this untagged frame.";
     TagNotAllowed, "tag_not_allowed", Ingress, "The port has no attachment for this VLAN tag.";
     IngressPortDown, "ingress_port_down", Ingress, "The port on which the frame came in is set down.";
+    SpoofedMac, "spoofed_mac", Ingress, "Clean port: the source address is not the station's.";
+    SpoofedArp, "spoofed_arp", Ingress, "Clean port: an ARP packet speaks for an address that is not the station's.";
+    SpoofedIpv4, "spoofed_ipv4", Ingress, "Clean port: the IPv4 source address is not the station's.";
+    SpoofedIpv6, "spoofed_ipv6", Ingress, "Clean port: the IPv6 source address is not the station's.";
+    SpoofedNd, "spoofed_nd", Ingress, "Clean port: a neighbour discovery packet speaks for an address that is not the station's, or has passed a router.";
+    SpoofedDhcp, "spoofed_dhcp", Ingress, "Clean port: a DHCP request is for another station.";
+    DhcpServer, "dhcp_server", Ingress, "Clean port: the station answers as a DHCP server.";
+    RouterAdvertisement, "router_advertisement", Ingress, "Clean port: the station speaks as an IPv6 router (advertisement or redirect).";
+    Bpdu, "bpdu", Ingress, "Clean port: the station speaks as a bridge (spanning tree).";
+    OtherProtocol, "other_protocol", Ingress, "Clean port: the frame is neither IPv4 nor IPv6 nor ARP.";
+    UnreadableHeaders, "unreadable_headers", Ingress, "Clean port: headers are malformed, cut into fragments or too long to be judged.";
+    BindingsFull, "bindings_full", Ingress, "Clean port: the station claims too many IPv6 addresses, or too many per second.";
+    RateDomain, "rate_domain", Ingress, "The domain's rate is used up.";
     FlapHold, "flap_hold", Ingress, "The source address flaps between ports and is held on the first one.";
     StormBroadcast, "storm_broadcast", Ingress, "Storm control: too many broadcast frames on this port.";
     StormMulticast, "storm_multicast", Ingress, "Storm control: too many multicast frames on this port.";
@@ -66,6 +79,7 @@ reasons! {
     AmbiguousTag, "ambiguous_tag", Egress, "The payload begins with a VLAN tag and would be read as another domain.";
     NoDestination, "no_destination", Ingress, "No port is left to flood to.";
     EgressPortDown, "egress_port_down", Egress, "The port by which the frame should leave is down.";
+    RateTo, "rate_to", Egress, "The rate towards the port is used up.";
     QueueFull, "queue_full", Egress, "The transmit queue had no room.";
     EgressTooBig, "egress_too_big", Egress, "The frame is longer than the port can carry.";
     EgressOffload, "egress_offload", Egress, "The owed checksum or segmentation could not be done for this frame.";

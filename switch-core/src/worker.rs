@@ -8,6 +8,7 @@
 //! now and then), then arms every queue and sleeps. Nothing is lost in between: a queue that finds frames while arming
 //! goes back to the ready list, and an edge that came before the sleep is still in the poll set.
 
+mod pace;
 #[cfg(test)]
 mod tests;
 
@@ -25,7 +26,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use mio::{Events, Interest, Poll, Token, Waker, unix::SourceFd};
 
 use crate::{
-    batch::Batch,
+    batch::{BATCH_FRAMES, Batch},
     clock::{Clock, Now},
     fdb::{Fdb, FlapEvent, FlapTable},
     id::PortId,
@@ -163,6 +164,10 @@ struct RxQueue {
     hot: bool,
     /// When it last had a frame, in nanoseconds of the clock.
     worked: u64,
+    /// Its port has a rate from it: see [`pace`].
+    paced: bool,
+    /// It is left alone until then: the rate is used up.
+    paused: Option<u64>,
 }
 
 impl RxQueue {
@@ -257,10 +262,17 @@ impl Worker {
             if !queue.ready && !queue.hot {
                 continue;
             }
+            if queue.paced && !self.may_read(index, now) {
+                continue;
+            }
+            let Some(queue) = &mut self.queues[index] else { continue };
             let status = queue.rx.rx(&mut self.batch);
             queue.ready = status == RxStatus::More;
             hot += usize::from(queue.hot);
             if self.batch.is_empty() {
+                if queue.paced {
+                    self.batch.set_limit(BATCH_FRAMES);
+                }
                 let quiet = now.nanos.saturating_sub(queue.worked) > COOLING.as_nanos() as u64;
                 if self.crowded && quiet && queue.hot && queue.readiness.is_some() {
                     queue.cool();
@@ -270,6 +282,9 @@ impl Worker {
                 queue.worked = now.nanos;
                 // Only this thread writes: no read-modify-write is needed.
                 queue.load.store(queue.load.load(Relaxed) + self.batch.len() as u64, Relaxed);
+                if queue.paced {
+                    self.pay(index, now);
+                }
                 worked = true;
                 copies += self.forward(index, now);
             }
@@ -301,7 +316,7 @@ impl Worker {
                 queue: queue.queue,
             };
             pipeline::judge(&context, &mut self.batch, &mut self.flaps, &mut self.plan);
-            self.transmitter.send(&self.topology, self.index, &self.batch, &self.plan);
+            self.transmitter.send(&self.topology, self.index, &self.batch, &self.plan, now);
             copies = self.plan.len();
             self.plan.clear();
         }
@@ -355,7 +370,7 @@ impl Worker {
                 continue;
             }
             if self.may_sleep() {
-                self.wait(None);
+                self.wait(self.longest_sleep(now));
                 now = self.clock.now();
             }
         }
@@ -364,7 +379,7 @@ impl Worker {
     }
 
     fn has_ready(&self) -> bool {
-        self.queues.iter().flatten().any(|q| q.ready)
+        self.queues.iter().flatten().any(|q| q.ready && q.paused.is_none())
     }
 
     /// Takes note of what has become ready, and obeys commands; never blocks.
@@ -376,7 +391,7 @@ impl Worker {
     /// or command is an event of the poll set.
     pub fn may_sleep(&mut self) -> bool {
         let mut quiet = !self.has_ready();
-        for queue in self.queues.iter_mut().flatten() {
+        for queue in self.queues.iter_mut().flatten().filter(|q| q.paused.is_none()) {
             queue.cool();
             quiet &= !queue.ready;
         }
@@ -431,6 +446,7 @@ impl Worker {
     pub fn take_up(&mut self, topology: Arc<Topology>) {
         self.plan.fit(&topology);
         self.topology = topology;
+        self.set_paces();
     }
 
     /// Serves a receive queue from now on.
@@ -447,7 +463,9 @@ impl Worker {
             self.poll.registry().register(&mut SourceFd(&fd), Token(index), Interest::READABLE)?;
         }
         // Frames may have come before the descriptor was watched.
-        self.queues[index] = Some(RxQueue { port, queue, rx, load, readiness, ready: true, hot: false, worked: 0 });
+        let paced = self.is_paced(port);
+        self.queues[index] =
+            Some(RxQueue { port, queue, rx, load, readiness, ready: true, hot: false, worked: 0, paced, paused: None });
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use switch_core::{
+    clean::{bindings::Bindings, judge},
     clock::{Clock, Now},
     control::{
         config::Config,
@@ -24,13 +25,13 @@ use switch_core::{
     port::mem::{self, MemPeer},
     stats::{Counter, Totals},
     switch::Settings,
-    topology::{Attachment, DomainDef, Dress, PortDef, PortShared, Role, StormLimits, Topology},
+    topology::{Attachment, DomainDef, Dress, Policy, PortDef, PortShared, Role, StormLimits, Topology},
     verdict::Side,
     worker::{self, PollMode, Worker},
 };
 use vswitch_benches::netns::unique;
 
-use crate::rng::Rng;
+use crate::{rng::Rng, spoof};
 
 const PORTS: usize = 5;
 const MAX_FRAMES: usize = 64;
@@ -111,18 +112,56 @@ fn bottle() -> (Worker, Vec<MemPeer>, Vec<Arc<PortShared>>) {
             carrier: true,
             learning: true,
             storm: StormLimits::default(),
+            policy: Policy::default(),
             shared: Arc::clone(&state),
         });
         peers.push(peer);
         shared.push(state);
         queues.push((id, queue.rx));
     }
-    let domains = [0, 1].map(|id| DomainDef { id: DomainId(id), mtu: 1500, group_fwd_mask: 1 });
+    let domains = [0, 1].map(|id| DomainDef { id: DomainId(id), mtu: 1500, group_fwd_mask: 1, rate: None });
     worker.take_up(Arc::new(Topology::build(Epoch(1), defs, &domains).expect("valid")));
     for (id, rx) in queues {
         worker.own(id, 0, rx, Arc::default()).expect("watched");
     }
     (worker, peers, shared)
+}
+
+/// One frame of a clean port. What passes is held against the plainest reading of the same bytes.
+///
+/// # Panics
+/// It passes and should not.
+pub fn fuzz_clean(data: &[u8]) {
+    let clean = spoof::rules("10.0.0.1+fd00::1");
+    if judge(&clean, &Bindings::default(), data, 1).is_err() {
+        return;
+    }
+    assert_eq!(data[6..12], spoof::OWN.0, "the station's own");
+    let mut at = 12;
+    while matches!(data[at..at + 2], [0x81, 0] | [0x88, 0xa8]) {
+        at += 4;
+    }
+    let packet = &data[at + 2..];
+    match [data[at], data[at + 1]] {
+        [8, 0] => {
+            let own = packet[12..16] == spoof::IP.octets();
+            let start = usize::from(packet[0] & 15) * 4;
+            assert!(own || (packet[9] == 17 && packet[start + 2..start + 4] == [0, 67]), "another's IPv4 address");
+            assert!(packet[9] != 17 || packet[6] & 31 != 0 || packet[7] != 0 || packet[start..start + 2] != [0, 67]);
+        }
+        [0x86, 0xdd] => {
+            let source: [u8; 16] = packet[8..24].try_into().expect("16 bytes");
+            let known = [spoof::V6, spoof::NO_V6, spoof::LINK_LOCAL].map(|a| a.octets());
+            assert!(known.contains(&source), "another's IPv6 address");
+            assert!(packet[6] != 58 || !matches!(packet[40], 134 | 137), "a router");
+            assert!(packet[6] != 58 || !matches!(packet[40], 133..=137) || packet[7] == 255, "from afar");
+        }
+        [8, 6] => {
+            assert_eq!(packet[8..14], spoof::OWN.0);
+            assert!(packet[14..18] == spoof::IP.octets() || packet[14..18] == [0; 4], "another's ARP");
+        }
+        other => assert_eq!(other, [0x80, 0x35]),
+    }
 }
 
 /// A configuration file, and each of its lines as a port and a domain SPEC. What is accepted is the same after it was

@@ -5,6 +5,7 @@ pub mod fuzz;
 pub mod fuzz_vhost;
 pub mod guest;
 pub mod rng;
+pub mod spoof;
 pub mod vhost;
 
 use std::{
@@ -23,7 +24,7 @@ use switch_core::{
     port::mem::{self, MemPeer},
     stats::{Counter, Totals},
     switch::{Settings, Switch},
-    topology::{Attachment, DomainDef, PortDef, PortShared, StormLimits},
+    topology::{Attachment, DomainDef, Policy, PortDef, PortShared, StormLimits},
     verdict::Side,
 };
 use vswitch_benches::netns::{Namespace, unique, wait_for};
@@ -235,6 +236,8 @@ pub struct Setup {
     pub capabilities: Capabilities,
     /// See [`PortDef`].
     pub hairpin: bool,
+    /// See [`PortDef`].
+    pub policy: Policy,
 }
 
 impl Bench {
@@ -259,6 +262,7 @@ impl Bench {
                 carrier: true,
                 learning: true,
                 storm: StormLimits::default(),
+                policy: setup.policy,
                 shared: Arc::clone(&shared),
             });
             receivers.push((id, queue.rx));

@@ -66,6 +66,10 @@ fn show(client: &Client, name: Option<&str>, json: bool) -> anyhow::Result<()> {
             p.reason.iter().for_each(|reason| println!("waiting: {reason}"));
             p.counters.iter().filter(|(_, n)| **n > 0).for_each(|(key, n)| println!("{key:<24}{n}"));
             p.drops.iter().for_each(|(key, n)| println!("dropped {key:<16}{n}"));
+            for b in &p.bindings {
+                let state = if b.tentative { "tentative" } else { "" };
+                println!("address {:<40}{:<5}{:>8} s {state}", b.address.to_string(), b.source, b.left_s);
+            }
         }
     }
     Ok(())

@@ -203,6 +203,7 @@ pub mod tests {
             device_kind: device.map(str::to_owned),
             multi_queue: false,
             fdb_entries: 0,
+            bindings: Vec::new(),
             counters: std::collections::BTreeMap::default(),
             drops: std::collections::BTreeMap::default(),
         }

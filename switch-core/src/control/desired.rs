@@ -100,6 +100,7 @@ impl Desired {
             }
         }
         let ports = self.effective_ports();
+        self.check_stations(&ports)?;
         for entry in &self.fdb {
             if entry.mac.is_multicast() || entry.mac == MacAddr::ZERO {
                 return Err(SpecError(format!("fdb entry {}: not a unicast address", entry.mac)));
@@ -178,6 +179,40 @@ impl Desired {
     #[must_use]
     pub fn passes(&self, domain: &str) -> bool {
         !self.networks.contains_key(domain) || self.active.contains(domain)
+    }
+
+    /// A station that is pinned or that alone may speak is in one place.
+    fn check_stations(&self, ports: &BTreeMap<String, PortSpec>) -> Result<(), SpecError> {
+        let mut places: BTreeMap<(&str, MacAddr), &str> = BTreeMap::new();
+        for (name, port) in ports.iter().filter(|(_, port)| port.clean || !port.learning) {
+            let Some(station) = port.station() else { continue };
+            for attachment in &port.domains {
+                if let Some(other) = places.insert((&attachment.domain, station), name) {
+                    return Err(SpecError(format!(
+                        "port \"{name}\": {station} is the station of port \"{other}\" in domain \"{}\" already",
+                        attachment.domain
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// FDB entries with those of stations behind ports that do not learn.
+    #[must_use]
+    pub fn effective_fdb(&self) -> Vec<FdbSpec> {
+        let mut all = self.fdb.clone();
+        for (name, port) in self.effective_ports() {
+            let Some(mac) = port.pinned() else { continue };
+            for attachment in &port.domains {
+                // What somebody asked for by name goes before.
+                if !self.fdb.iter().any(|e| e.mac == mac && e.domain == attachment.domain) {
+                    let domain = attachment.domain.clone();
+                    all.push(FdbSpec { mac, port: name.clone(), domain, sticky: false });
+                }
+            }
+        }
+        all
     }
 
     /// Domains with the implied ones: `default`, and those of networks.

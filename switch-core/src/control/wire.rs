@@ -1,6 +1,6 @@
 //! What the API says: JSON bodies of answers and requests.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -50,10 +50,27 @@ pub struct PortView {
     pub multi_queue: bool,
     /// Learned and static addresses on it.
     pub fdb_entries: usize,
+    /// Addresses that the station of a clean port has obtained.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bindings: Vec<BindingView>,
     /// Counters by name.
     pub counters: BTreeMap<String, u64>,
     /// Drops by reason; reasons without drops are left out.
     pub drops: BTreeMap<String, u64>,
+}
+
+/// An address that the station of a clean port has obtained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BindingView {
+    /// The address.
+    pub address: IpAddr,
+    /// `dhcp`: a server gave it; `nd`: the station claimed it, and nobody objected.
+    pub source: String,
+    /// Claimed just now: packets from it do not pass yet.
+    #[serde(default)]
+    pub tentative: bool,
+    /// Seconds until the lease ends, or until a claim that is not heard of may give way to another.
+    pub left_s: u64,
 }
 
 /// A domain, wanted and observed.

@@ -132,6 +132,7 @@ impl World {
                 carrier: port.carrier,
                 learning: port.learning,
                 storm: StormLimits { broadcast: 0, multicast: 0, unknown: 0 },
+                policy: switch_core::topology::Policy::default(),
                 shared: Arc::clone(&self.ports[number].shared),
             })
             .collect();
@@ -139,7 +140,7 @@ impl World {
             .net
             .domains
             .iter()
-            .map(|(id, d)| DomainDef { id: DomainId(*id), mtu: d.mtu as u32, group_fwd_mask: d.groups })
+            .map(|(id, d)| DomainDef { id: DomainId(*id), mtu: d.mtu as u32, group_fwd_mask: d.groups, rate: None })
             .collect();
         let topology = Arc::new(Topology::build(Epoch(self.epoch), defs, &domains).expect("a valid description"));
         let net = Rc::new(self.net.clone());

@@ -13,6 +13,7 @@ use std::{
 mod attend;
 mod edits;
 mod networks;
+mod policy;
 mod views;
 
 use super::{
@@ -29,8 +30,9 @@ use crate::{
     link::Links,
     network::{Networks, Outcome},
     port::{Notifier, Opened, PortControl, PortRx, guard::Guards},
+    rate::Limiter,
     switch::{Settings, Switch, SwitchError},
-    topology::{Attachment, DomainDef, Dress, PortDef, PortShared, Role},
+    topology::{Attachment, DomainDef, Dress, Policy, PortDef, PortShared, Role},
 };
 
 /// Seconds between two looks at which worker serves which queue.
@@ -69,6 +71,8 @@ pub struct Notice {
 struct Open {
     id: PortId,
     shared: Arc<PortShared>,
+    /// What was published of it last.
+    policy: Policy,
     control: Box<dyn PortControl>,
     /// What [`PortControl::missing`] said last.
     missing: Option<String>,
@@ -96,6 +100,7 @@ pub struct Manager {
     open: HashMap<String, Open>,
     waiting: BTreeMap<String, String>,
     domain_ids: HashMap<String, DomainId>,
+    domain_rates: HashMap<String, Arc<Limiter>>,
     notices: VecDeque<Notice>,
     notice_number: u64,
     started: Instant,
@@ -130,6 +135,7 @@ impl Manager {
             open: HashMap::new(),
             waiting: BTreeMap::new(),
             domain_ids: HashMap::new(),
+            domain_rates: HashMap::new(),
             notices: VecDeque::new(),
             notice_number: 0,
             started: Instant::now(),
@@ -264,7 +270,9 @@ impl Manager {
                         None if was_waiting => self.notice(format!("port {} is up", spec.name)),
                         None => {}
                     }
-                    self.open.insert(spec.name.clone(), Open { id: PortId(id), shared, control, missing, not_taken });
+                    let policy = Policy::default();
+                    let open = Open { id: PortId(id), shared, policy, control, missing, not_taken };
+                    self.open.insert(spec.name.clone(), open);
                     grants.push((PortId(id), rx));
                 }
                 Err(reason) => {
@@ -328,13 +336,14 @@ impl Manager {
     fn pin_entries(&mut self, old: &Desired) {
         let fdb = Arc::clone(self.switch.fdb());
         let tick = self.switch.clock().now().tick;
-        for entry in old.fdb.iter().filter(|e| !self.desired.fdb.contains(e)) {
+        let wanted = self.desired.effective_fdb();
+        for entry in old.effective_fdb().iter().filter(|e| !wanted.contains(e)) {
             if let Some(domain) = self.domain_ids.get(&entry.domain) {
                 // It may have gone with its port already.
                 let _ = fdb.remove(*domain, entry.mac);
             }
         }
-        for entry in self.desired.fdb.clone() {
+        for entry in wanted {
             let (Some(domain), Some(open)) = (self.domain_ids.get(&entry.domain), self.open.get(&entry.port)) else {
                 continue;
             };
@@ -382,14 +391,17 @@ impl Manager {
                 carrier: open.missing.is_none(),
                 learning: spec.learning,
                 storm: spec.storm,
+                policy: open.take_policy(spec),
                 shared: Arc::clone(&open.shared),
             });
         }
+        self.domain_rates = policy::take_rates(&self.domain_rates, known.values());
         let domains: Vec<DomainDef> = known
             .values()
             .filter_map(|d| {
                 let id = *self.domain_ids.get(&d.name)?;
-                Some(DomainDef { id, mtu: d.mtu, group_fwd_mask: d.group_fwd_mask })
+                let rate = self.domain_rates.get(&d.name).cloned();
+                Some(DomainDef { id, mtu: d.mtu, group_fwd_mask: d.group_fwd_mask, rate })
             })
             .collect();
         Ok(self.switch.publish(ports, &domains)?)
@@ -420,6 +432,7 @@ fn attachment(
         DressSpec::Untagged => Dress::Untagged,
         DressSpec::Transparent => Dress::Transparent,
         DressSpec::Tag { vid, tpid } => Dress::Tagged { tpid, vid },
+        DressSpec::Native { vid, tpid } => Dress::Native { tpid, vid },
     };
     let role = match &spec.role {
         RoleSpec::Promiscuous => Role::PROMISCUOUS,

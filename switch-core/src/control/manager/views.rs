@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::Manager;
+use super::{Manager, policy};
 use crate::{
     control::{
         desired::Origin,
@@ -84,6 +84,7 @@ impl Manager {
             device_kind: link.and_then(|l| l.kind.clone()),
             multi_queue: link.is_some_and(|l| l.multi_queue),
             fdb_entries: open.map_or(0, |o| self.switch.fdb().port_len(o.id)),
+            bindings: open.map_or_else(Vec::new, |o| policy::bindings(&o.shared, self.switch.clock().now().nanos)),
             counters,
             drops: DropReason::ALL
                 .iter()

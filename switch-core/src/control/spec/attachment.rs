@@ -19,8 +19,32 @@ pub enum DressSpec {
         /// 0x8100 or 0x88a8.
         tpid: u16,
     },
+    /// This tag, and no tag on the way in: the native VLAN of a trunk.
+    Native {
+        /// VLAN id, 1 to 4094.
+        vid: u16,
+        /// 0x8100 or 0x88a8.
+        tpid: u16,
+    },
     /// Tags are payload.
     Transparent,
+}
+
+impl DressSpec {
+    /// Whether two attachments of one port would take the same frames.
+    #[must_use]
+    pub fn clashes(self, other: DressSpec) -> bool {
+        let tag = |dress| match dress {
+            DressSpec::Tag { vid, tpid } | DressSpec::Native { vid, tpid } => Some((vid, tpid)),
+            DressSpec::Untagged | DressSpec::Transparent => None,
+        };
+        let untagged = |dress| matches!(dress, DressSpec::Untagged | DressSpec::Native { .. });
+        let transparent = DressSpec::Transparent;
+        self == transparent
+            || other == transparent
+            || (untagged(self) && untagged(other))
+            || (tag(self).is_some() && tag(self) == tag(other))
+    }
 }
 
 /// Reach inside the domain; see [`crate::topology::Role`].
@@ -35,7 +59,7 @@ pub enum RoleSpec {
     Community(String),
 }
 
-/// `DOMAIN[:untagged|:tag=VID[:tpid=0x88a8]|:transparent][:promiscuous|:isolated|:community=NAME]`.
+/// `DOMAIN[:untagged|:tag=VID[:tpid=0x88a8][:native]|:transparent][:promiscuous|:isolated|:community=NAME]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachmentSpec {
     /// The domain's name.
@@ -65,6 +89,10 @@ impl FromStr for AttachmentSpec {
             match part.split_once('=') {
                 None if part == "untagged" => spec.dress = DressSpec::Untagged,
                 None if part == "transparent" => spec.dress = DressSpec::Transparent,
+                None if part == "native" => match spec.dress {
+                    DressSpec::Tag { vid, tpid } => spec.dress = DressSpec::Native { vid, tpid },
+                    _ => return wrong("native goes after tag=VID"),
+                },
                 None if part == "promiscuous" => spec.role = RoleSpec::Promiscuous,
                 None if part == "isolated" => spec.role = RoleSpec::Isolated,
                 Some(("community", name)) => {
@@ -81,14 +109,20 @@ impl FromStr for AttachmentSpec {
                 Some(("tpid", value)) => {
                     let wanted: u16 = number("tpid", value)?;
                     match &mut spec.dress {
-                        DressSpec::Tag { tpid, .. } if matches!(wanted, 0x8100 | 0x88a8) => *tpid = wanted,
-                        DressSpec::Tag { .. } => return wrong(format!("tpid={value}: use 0x8100 or 0x88a8")),
+                        DressSpec::Tag { tpid, .. } | DressSpec::Native { tpid, .. }
+                            if matches!(wanted, 0x8100 | 0x88a8) =>
+                        {
+                            *tpid = wanted
+                        }
+                        DressSpec::Tag { .. } | DressSpec::Native { .. } => {
+                            return wrong(format!("tpid={value}: use 0x8100 or 0x88a8"));
+                        }
                         _ => return wrong("tpid= goes after tag=VID"),
                     }
                 }
                 _ => {
                     return wrong(format!(
-                        "\"{part}\" in \"{text}\" is neither a dress (untagged, tag=VID, transparent) nor a role (promiscuous, isolated, community=NAME)"
+                        "\"{part}\" in \"{text}\" is neither a dress (untagged, tag=VID, tag=VID:native, transparent) nor a role (promiscuous, isolated, community=NAME)"
                     ));
                 }
             }
@@ -103,8 +137,15 @@ impl fmt::Display for AttachmentSpec {
         match self.dress {
             DressSpec::Untagged => {}
             DressSpec::Transparent => f.write_str(":transparent")?,
-            DressSpec::Tag { vid, tpid: 0x8100 } => write!(f, ":tag={vid}")?,
-            DressSpec::Tag { vid, tpid } => write!(f, ":tag={vid}:tpid={tpid:#06x}")?,
+            DressSpec::Tag { vid, tpid } | DressSpec::Native { vid, tpid } => {
+                write!(f, ":tag={vid}")?;
+                if tpid != 0x8100 {
+                    write!(f, ":tpid={tpid:#06x}")?;
+                }
+            }
+        }
+        if matches!(self.dress, DressSpec::Native { .. }) {
+            f.write_str(":native")?;
         }
         match &self.role {
             RoleSpec::Promiscuous => Ok(()),

@@ -4,9 +4,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_MTU, MIN_MTU, SpecError, check_name, number, switch_value, wrong};
+use super::{MAX_MTU, MIN_MTU, SpecError, check_name, number, policy, switch_value, wrong};
 use crate::{
     fdb::{DEFAULT_AGEING_S, MAX_AGEING_S},
+    rate::Rate,
     topology::DEFAULT_GROUP_FWD_MASK,
 };
 
@@ -46,6 +47,9 @@ pub struct DomainSpec {
     /// Addresses that the domain may learn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fdb_limit: Option<u32>,
+    /// What may come in by all its ports together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
 }
 
 impl DomainSpec {
@@ -60,6 +64,7 @@ impl DomainSpec {
             host: false,
             transparent: false,
             fdb_limit: None,
+            rate: None,
         }
     }
 
@@ -75,9 +80,10 @@ impl DomainSpec {
             "host" => self.host = switch_value(key, value)?,
             "transparent" => self.transparent = switch_value(key, value)?,
             "fdb-limit" => self.fdb_limit = Some(number(key, value)?),
+            "rate" => self.rate = policy::rate(key, value)?,
             _ => {
                 return wrong(format!(
-                    "domain \"{}\": unknown key \"{key}\"; known: mtu ageing group-fwd-mask host transparent fdb-limit",
+                    "domain \"{}\": unknown key \"{key}\"; known: mtu ageing group-fwd-mask host transparent fdb-limit rate",
                     self.name
                 ));
             }

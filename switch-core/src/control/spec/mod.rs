@@ -9,6 +9,7 @@ mod device;
 mod domain;
 mod kind;
 pub mod network;
+mod policy;
 mod port;
 
 pub use attachment::{AttachmentSpec, DressSpec, RoleSpec};
@@ -91,6 +92,18 @@ mod tests {
         assert_eq!((port.path, port.mode), (Some("/run/s0".into()), Some(Mode::Client)));
         let port: PortSpec = "s0=dgram,address=[::1]:7001,peer=[::1]:7002".parse().expect("valid");
         assert_eq!(port.peer_address().map(|a| a.port()), Ok(7002));
+        let trunk = "up=tap,domain=red:tag=10:native:isolated,domain=blue:tag=20:tpid=0x88a8:native";
+        let wrong = trunk.parse::<PortSpec>().expect_err("two native VLANs").to_string();
+        assert!(wrong.contains("same frames"), "{wrong}");
+        let port: PortSpec = trunk.replace("0x88a8:native", "0x88a8").parse().expect("valid");
+        assert_eq!(port.domains[0].to_string(), "red:tag=10:native:isolated");
+        let port: PortSpec =
+            "t0=tap,clean=on,station=52:54:00:00:00:01,ip=learn+10.0.0.5,flood=off,rate-to=1000:2000:512,rate-from=5"
+                .parse()
+                .expect("valid");
+        let written = serde_json::to_string(&port).expect("JSON");
+        assert!(written.contains(r#""ip":"learn+10.0.0.5","flood":false,"rate_to":"1000:2000:512""#), "{written}");
+        assert_eq!(serde_json::from_str::<PortSpec>(&written).expect("JSON"), port);
         let domain: DomainSpec = "br0,host=on,mtu=9000,ageing=0".parse().expect("valid");
         assert_eq!((domain.host, domain.mtu, domain.ageing), (true, 9000, 0));
     }
@@ -104,6 +117,13 @@ mod tests {
             ("t0=tap,domain=a:tpid=0x8100", "after tag"),
             ("t0=tap,domain=a,domain=a:tag=4", "twice"),
             ("t0=tap,domain=a,domain=b", "same frames"),
+            ("t0=tap,domain=a,domain=b:tag=4:native", "same frames"),
+            ("t0=tap,domain=a:tag=4,domain=b:tag=4:native", "same frames"),
+            ("t0=tap,domain=a:native", "after tag=VID"),
+            ("t0=tap,clean=on", "station="),
+            ("t0=tap,station=01:00:00:00:00:01", "unicast"),
+            ("t0=tap,ip=here", "ip=learn"),
+            ("t0=tap,rate-to=fast", "AVERAGE[:PEAK[:BURST]]"),
             ("t0=tap,domain=a:transparent,domain=b:tag=4", "same frames"),
             ("t0=tap,queues=0", "queues=0"),
             ("t0=packet,queues=0", "queues=0"),

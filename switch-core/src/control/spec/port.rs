@@ -12,16 +12,18 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AttachmentSpec, DEFAULT_DOMAIN, DressSpec, Kind, MAX_MTU, MIN_MTU, Mode, SpecError, check_name, number,
+    AttachmentSpec, DEFAULT_DOMAIN, DressSpec, Kind, MAX_MTU, MIN_MTU, Mode, SpecError, check_name, number, policy,
     switch_value, wrong,
 };
 use crate::{
+    clean::IpRule,
     mac::MacAddr,
     port::{
         tap::{MAX_NAME as MAX_DEVICE_NAME, MAX_QUEUES},
         tun::prefix::Prefix,
         vhost_user::MAX_QUEUES as MAX_VHOST_QUEUES,
     },
+    rate::Rate,
     topology::StormLimits,
 };
 
@@ -31,6 +33,16 @@ pub(super) fn default_attachments() -> Vec<AttachmentSpec> {
 
 fn yes() -> bool {
     true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_off(value: &bool) -> bool {
+    !*value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_on(value: &bool) -> bool {
+    *value
 }
 
 fn one() -> u16 {
@@ -157,6 +169,24 @@ pub struct PortSpec {
     /// Frames per second that may be flooded.
     #[serde(default)]
     pub storm: StormLimits,
+    /// The station speaks for itself alone.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub clean: bool,
+    /// The address of the one station behind the port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub station: Option<MacAddr>,
+    /// Its protocol addresses, for a clean port; learned unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip: Option<IpRule>,
+    /// Frames to unknown unicast addresses are flooded to it.
+    #[serde(default = "yes", skip_serializing_if = "is_on")]
+    pub flood: bool,
+    /// What may leave by the port, towards the station.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_to: Option<Rate>,
+    /// What is read from the port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_from: Option<Rate>,
     /// Its memberships.
     #[serde(default = "default_attachments")]
     pub domains: Vec<AttachmentSpec>,
@@ -192,6 +222,12 @@ impl PortSpec {
             learning: true,
             fdb_limit: None,
             storm: StormLimits::default(),
+            clean: false,
+            station: None,
+            ip: None,
+            flood: true,
+            rate_to: None,
+            rate_from: None,
             domains: default_attachments(),
         }
     }
@@ -242,13 +278,15 @@ impl PortSpec {
             "storm-broadcast" => self.storm.broadcast = number(key, value)?,
             "storm-multicast" => self.storm.multicast = number(key, value)?,
             "storm-unknown" => self.storm.unknown = number(key, value)?,
+            _ if self.set_policy(key, value)? => {}
             _ => {
                 return wrong(format!(
-                    "port \"{}\": unknown key \"{key}\"; known for {}: {} {} domain",
+                    "port \"{}\": unknown key \"{key}\"; known for {}: {} {} {} domain",
                     self.name,
                     self.kind.name(),
                     self.kind.keys().join(" "),
-                    EVERY_PORT.join(" ")
+                    EVERY_PORT.join(" "),
+                    policy::KEYS.join(" ")
                 ));
             }
         }
@@ -288,16 +326,13 @@ impl PortSpec {
         {
             return wrong(format!("port \"{name}\": mtu={mtu}: use {MIN_MTU} to {MAX_MTU}"));
         }
+        self.check_policy()?;
         for (index, a) in self.domains.iter().enumerate() {
             for b in &self.domains[..index] {
                 if a.domain == b.domain {
                     return wrong(format!("port \"{name}\": attached to domain \"{}\" twice", a.domain));
                 }
-                let clash = match (a.dress, b.dress) {
-                    (DressSpec::Transparent, _) | (_, DressSpec::Transparent) => true,
-                    (left, right) => left == right,
-                };
-                if clash {
+                if a.dress.clashes(b.dress) {
                     return wrong(format!("port \"{name}\": \"{a}\" and \"{b}\" would take the same frames"));
                 }
             }
@@ -397,7 +432,7 @@ impl PortSpec {
             fdb_limit: None,
             storm: StormLimits::default(),
             domains: Vec::new(),
-            ..self.clone()
+            ..self.clone().without_policy()
         }
     }
 
