@@ -24,7 +24,7 @@ use super::{
     manager::{Manager, ManagerError, Notice},
     plan::plan,
     spec::{AttachmentSpec, DomainSpec, PortSpec, SpecError},
-    wire::{Add, Apply, DomainView, Done, FdbView, FlushRequest, Flushed, PortChange, PortView, Refusal, Status},
+    wire::{Add, Apply, DomainView, Done, Edit, FdbView, FlushRequest, Flushed, PortChange, PortView, Refusal, Status},
 };
 use crate::{
     mac::MacAddr,
@@ -58,6 +58,7 @@ impl IntoResponse for ManagerError {
         let status = match &self {
             ManagerError::Refused(_) => StatusCode::BAD_REQUEST,
             ManagerError::NotFound(_) => StatusCode::NOT_FOUND,
+            ManagerError::Conflict => StatusCode::CONFLICT,
             ManagerError::Journal(_) | ManagerError::Switch(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, Json(Refusal { error: self.to_string() })).into_response()
@@ -220,6 +221,10 @@ async fn apply(State(manager): State<Shared>, Json(request): Json<Apply>) -> Ans
     manager.change(desired).map(Json)
 }
 
+async fn edit(State(manager): State<Shared>, Json(edit): Json<Edit>) -> Answer<Done> {
+    manager.lock().edit(edit).map(Json)
+}
+
 #[derive(Deserialize)]
 struct After {
     #[serde(default)]
@@ -270,6 +275,7 @@ fn router(manager: Shared, allowed: Allowed) -> Router {
         .route("/v1/fdb", get(fdb).post(add_fdb).delete(del_fdb))
         .route("/v1/fdb/flush", post(flush))
         .route("/v1/apply", post(apply))
+        .route("/v1/edit", post(edit))
         .route("/v1/events", get(events))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(allowed, check_peer))

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_MTU, MIN_MTU, SpecError, check_name, number, switch_value, wrong};
+use super::{Labels, MAX_MTU, MIN_MTU, SpecError, check_name, labels, number, switch_value, wrong};
 use crate::{
     fdb::{DEFAULT_AGEING_S, MAX_AGEING_S},
     topology::DEFAULT_GROUP_FWD_MASK,
@@ -46,6 +46,9 @@ pub struct DomainSpec {
     /// Addresses that the domain may learn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fdb_limit: Option<u32>,
+    /// What others keep here.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 impl DomainSpec {
@@ -60,6 +63,7 @@ impl DomainSpec {
             host: false,
             transparent: false,
             fdb_limit: None,
+            labels: Labels::new(),
         }
     }
 
@@ -92,6 +96,7 @@ impl DomainSpec {
     pub fn check(&self) -> Result<(), SpecError> {
         check_name("domain", &self.name)?;
         let name = &self.name;
+        labels::check(&format!("domain \"{name}\""), &self.labels)?;
         if !(MIN_MTU..=MAX_MTU).contains(&self.mtu) {
             return wrong(format!("domain \"{name}\": mtu={}: use {MIN_MTU} to {MAX_MTU}", self.mtu));
         }

@@ -5,10 +5,12 @@
 
 mod attachment;
 mod domain;
+mod labels;
 mod port;
 
 pub use attachment::{AttachmentSpec, DressSpec, RoleSpec};
 pub use domain::DomainSpec;
+pub use labels::{Labels, MAX_LABELS};
 pub use port::{Kind, PortSpec, SocketMode};
 
 /// The domain that ports join unless told otherwise.

@@ -8,7 +8,8 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AttachmentSpec, DEFAULT_DOMAIN, DressSpec, MAX_MTU, MIN_MTU, SpecError, check_name, number, switch_value, wrong,
+    AttachmentSpec, DEFAULT_DOMAIN, DressSpec, Labels, MAX_MTU, MIN_MTU, SpecError, check_name, labels, number,
+    switch_value, wrong,
 };
 use crate::{
     mac::MacAddr,
@@ -203,6 +204,9 @@ pub struct PortSpec {
     /// Its memberships.
     #[serde(default = "default_attachments")]
     pub domains: Vec<AttachmentSpec>,
+    /// What others keep here.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 impl PortSpec {
@@ -233,6 +237,7 @@ impl PortSpec {
             fdb_limit: None,
             storm: StormLimits::default(),
             domains: default_attachments(),
+            labels: Labels::new(),
         }
     }
 
@@ -297,6 +302,7 @@ impl PortSpec {
     pub fn check(&self) -> Result<(), SpecError> {
         check_name("port", &self.name)?;
         let name = &self.name;
+        labels::check(&format!("port \"{name}\""), &self.labels)?;
         if let Some(key) = self.given().into_iter().find(|key| !self.kind.keys().contains(key)) {
             let kind = self.kind.name();
             return wrong(format!(
@@ -422,6 +428,7 @@ impl PortSpec {
             fdb_limit: None,
             storm: StormLimits::default(),
             domains: Vec::new(),
+            labels: Labels::new(),
             ..self.clone()
         }
     }
