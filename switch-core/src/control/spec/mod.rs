@@ -4,13 +4,17 @@
 //! attachment. TOML and JSON use the same keys as fields.
 
 mod attachment;
+mod cidr;
 mod domain;
 mod labels;
+pub mod network;
 mod port;
 
 pub use attachment::{AttachmentSpec, DressSpec, RoleSpec};
+pub use cidr::Cidr;
 pub use domain::DomainSpec;
 pub use labels::{Labels, MAX_LABELS};
+pub use network::NetworkSpec;
 pub use port::{Kind, PortSpec, SocketMode};
 
 /// The domain that ports join unless told otherwise.
