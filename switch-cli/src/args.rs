@@ -86,6 +86,18 @@ pub enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Bridges in the words of Open vSwitch, as libvirt speaks them; a link to this program named ovs-vsctl does the same
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:
+  vswitch ovs-vsctl add-br br0 -- add-port br0 eth1 -- add-port br0 tap3 tag=10
+  ln -s $(command -v vswitch) /usr/local/bin/ovs-vsctl && ovs-vsctl show"
+    )]
+    OvsVsctl {
+        /// add-br, del-br, add-port, del-port, show, get, set, list, find, …: all of them with --help.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// See it work: namespaces, isolation, throughput beside the kernel bridge; cleans up after itself
     Demo,
 }

@@ -5,6 +5,7 @@ pub mod demo;
 pub mod domain;
 pub mod fdb;
 pub mod libvirt_xml;
+pub mod ovs;
 pub mod port;
 pub mod qemu_args;
 pub mod run;
