@@ -71,6 +71,11 @@ pub enum Command {
     QemuArgs(QemuArgs),
     /// Print the libvirt XML that plugs a domain into a port
     LibvirtXml(LibvirtXml),
+    /// What libvirt's hook calls: ports of a machine come before it starts, and go after it has ended
+    #[command(after_help = "In /etc/libvirt/hooks/qemu:
+  #!/bin/sh
+  exec vswitch libvirt-hook qemu \"$@\"")]
+    LibvirtHook(LibvirtHook),
     /// Print what happens, line by line, until Ctrl-C
     Monitor {
         /// Print JSON lines.
@@ -179,6 +184,20 @@ pub struct LibvirtXml {
     /// The version of QEMU, where its own arguments are needed [default: that of the QEMU installed here].
     #[arg(long, value_name = "VERSION")]
     pub qemu: Option<Version>,
+}
+
+/// `vswitch libvirt-hook`: the hook's own arguments, and the machine's XML on standard input.
+#[derive(Args)]
+pub struct LibvirtHook {
+    /// The driver that calls.
+    #[arg(value_parser = ["qemu"])]
+    pub driver: String,
+    /// The machine's name.
+    pub machine: String,
+    /// prepare, start, started, stopped, release, reconnect, migrate, restore, attach.
+    pub operation: String,
+    /// begin or end, and what libvirt adds.
+    pub rest: Vec<String>,
 }
 
 /// A list of CPUs.

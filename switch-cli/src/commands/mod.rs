@@ -4,6 +4,7 @@ pub mod brctl;
 pub mod demo;
 pub mod domain;
 pub mod fdb;
+pub mod libvirt_hook;
 pub mod libvirt_xml;
 pub mod ovs;
 pub mod port;

@@ -13,6 +13,7 @@ pub mod desired;
 mod drivers;
 pub mod journal;
 pub mod manager;
+pub mod network_xml;
 pub mod plan;
 pub mod server;
 pub mod spec;

@@ -4,6 +4,7 @@
 //! if somebody was faster; then all of it is done again. Messages and exit status are those of Open vSwitch 3.1, and `tests/ovs_vsctl.rs`
 //! holds both beside each other. What is not understood is refused by name: a network that is almost what was asked for is worse than none.
 
+mod datum;
 mod model;
 mod table;
 #[cfg(test)]

@@ -135,9 +135,17 @@ impl Model {
         (!nothing || !edit.domains.is_empty() || !edit.ports.is_empty()).then_some(edit)
     }
 
+    /// The bridge that a domain is a VLAN of: by its label, or by its name if others made it.
+    fn vlan_of<'a>(&'a self, domain: &'a str) -> Option<&'a str> {
+        let label = self.domains.get(domain).and_then(|d| d.labels.get(VLAN_OF));
+        let by_name = || domain.rsplit_once('.').map(|(bridge, _)| bridge);
+        let bridge = label.map(String::as_str).or_else(by_name)?;
+        (vid_in(bridge, domain).is_some() && self.domains.contains_key(bridge)).then_some(bridge)
+    }
+
     /// The bridges' names.
     pub fn bridges(&self) -> impl Iterator<Item = &String> {
-        self.domains.values().filter(|d| !d.labels.contains_key(VLAN_OF)).map(|d| &d.name)
+        self.domains.keys().filter(|name| self.vlan_of(name).is_none())
     }
 
     /// Fails as ovs-vsctl does if there is no such bridge.
@@ -151,8 +159,7 @@ impl Model {
             return Some(bridge.clone());
         }
         let domain = &port.domains.first()?.domain;
-        let vlan_of = self.domains.get(domain).and_then(|d| d.labels.get(VLAN_OF));
-        Some(vlan_of.unwrap_or(domain).clone())
+        Some(self.vlan_of(domain).unwrap_or(domain).to_owned())
     }
 
     /// Members of a bridge by name, without its local port.

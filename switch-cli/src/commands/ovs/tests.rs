@@ -78,6 +78,8 @@ fn what_others_made_is_left_alone() {
     let mut model = Model::new(domains_of(&["b", "b.7", "b.x"]), vec![alone, isolated]);
     done(&mut model, "add-port b eth1");
     assert_eq!(ports(&model), "alone=tap b.7\neth1=packet b b.7:tag=7\nv1=packet b:isolated b.7:tag=7\n");
+    assert_eq!(done(&mut model, "list-br"), "b\nb.x\n");
+    assert_eq!(done(&mut model, "list-ports b"), "alone\neth1\nv1\n");
     done(&mut model, "del-port eth1");
     assert_eq!(domains(&model), ["b", "b.7", "b.x"]);
 }
