@@ -66,8 +66,7 @@ fn a_session_prints_what_open_vswitch_prints() {
     let link = daemon.file("ovs-vsctl");
     std::os::unix::fs::symlink(binary().expect("built"), &link).expect("linked");
     let (b, p) = (unique("ob"), unique("op"));
-    let session = format!(
-        "add-br B|add-br B|--may-exist add-br B|br-exists B|br-exists nope|list-br|list-ports B|list-ports nope|br-to-vlan B|br-to-parent B\
+    let session = "add-br B|add-br B|--may-exist add-br B|br-exists B|br-exists nope|list-br|list-ports B|list-ports nope|br-to-vlan B|br-to-parent B\
          |add-port B P tag=10 -- set Interface P external-ids:attached-mac=\"52:54:00:00:00:01\" -- set Interface P external-ids:iface-status=active\
          |add-port B P|add-port nope P2|--may-exist add-port B P tag=10|list-ports B|list-ifaces B|port-to-br P|port-to-br nope|port-to-br B|iface-to-br P|iface-to-br nope\
          |get Port P tag|get Port P trunks vlan_mode|get Interface P external_ids:attached-mac|get Interface P external_ids|get interface P name\
@@ -79,10 +78,9 @@ fn a_session_prints_what_open_vswitch_prints() {
          |--no-heading --columns=_uuid find queue external-ids:a=b|--if-exists --format=list --data=json --no-headings --columns=statistics list Interface nope\
          |--if-exists clear Port P tag -- --if-exists clear Port P trunk -- --if-exists clear Port P vlan_mode -- --if-exists set Port P tag=7|get Port P tag trunks vlan_mode\
          |clear Port P name|remove Interface P external_ids PortData|get Interface P external_ids|set Port P other_config:transient=true|get Port P other_config\
-         |set Interface P external_ids={{x=y,\"z.z\"=\"a,b\"}}|get interface P external_ids|br-set-external-id B k v|br-get-external-id B k|br-get-external-id B|get Bridge B external_ids\
+         |set Interface P external_ids={x=y,\"z.z\"=\"a,b\"}|get interface P external_ids|br-set-external-id B k v|br-get-external-id B k|br-get-external-id B|get Bridge B external_ids\
          |frob|add-br|list-ports|add-port B|del-port B|del-port nope|--if-exists del-port nope|del-port nope P|--timeout=5 -- --if-exists del-port P|list-ports B\
-         |add-port B P tag=1 -- add-port B P|list-ports B|del-br nope|--if-exists del-br nope|del-br B -- add-br B|list-br|del-br B|list-br"
-    );
+         |add-port B P tag=1 -- add-port B P|list-ports B|del-br nope|--if-exists del-br nope|del-br B -- add-br B|list-br|del-br B|list-br";
     for line in session.split('|') {
         let words: Vec<String> = line
             .split_whitespace()
