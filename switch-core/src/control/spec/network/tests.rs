@@ -72,7 +72,7 @@ fn mistakes_are_named() {
         ("\"www\"", "\"w w\"", "DNS name"),
         ("web.example\"\nlocal", "web\\nuser=root\"\nlocal", "DNS name"),
         ("value = \"hello\"", "value = \"a\\nb\"", "one line"),
-        ("fd00:1::1/64", "10.1.0.9/16", "ra is for IPv6"),
+        ("address = \"10.1.0.1/24\"", "address = \"10.1.0.1/24\"\nra = \"off\"", "ra is for IPv6"),
         ("to = \"10.1.0.5\"", "to = \"10.3.0.5\"", "not in the network"),
         ("port = 8080", "port = 8080, end = 1", "not a range of ports"),
         ("gateway = \"10.1.0.5\"", "gateway = \"10.2.0.5\"", "gateway 10.2.0.5"),
