@@ -38,6 +38,8 @@ command -v qemu-system-x86_64 >/dev/null || guest_packages+=(qemu-system-x86)
 command -v cpio >/dev/null || guest_packages+=(cpio)
 command -v libvirtd >/dev/null || guest_packages+=(libvirt-daemon libvirt-daemon-driver-qemu)
 command -v virsh >/dev/null || guest_packages+=(libvirt-clients)
+command -v ovsdb-server >/dev/null || guest_packages+=(openvswitch-common)
+[ -e /usr/share/openvswitch/vswitch.ovsschema ] || guest_packages+=(openvswitch-switch)
 if ! command -v busybox >/dev/null || ldd "$(command -v busybox)" >/dev/null 2>&1; then guest_packages+=(busybox-static); fi
 if [ "${#guest_packages[@]}" -gt 0 ]; then
     echo "Installing what the guests need: apt-get install ${guest_packages[*]}"

@@ -76,6 +76,11 @@ pub enum Command {
     LibvirtXml(LibvirtXml),
     /// Virtual functions of SR-IOV NICs for guests: list, allocate, release, libvirt-xml
     Hostdev(crate::commands::hostdev::Hostdev),
+    /// What libvirt's hook calls: ports of a machine come before it starts, and go after it has ended
+    #[command(after_help = "In /etc/libvirt/hooks/qemu:
+  #!/bin/sh
+  exec vswitch libvirt-hook qemu \"$@\"")]
+    LibvirtHook(LibvirtHook),
     /// Print what happens, line by line, until Ctrl-C
     Monitor {
         /// Print JSON lines.
@@ -88,6 +93,18 @@ pub enum Command {
   ln -s $(command -v vswitch) /usr/local/sbin/brctl && brctl show")]
     Brctl {
         /// addbr, delbr, addif, delif, show, showmacs, showstp, setageing, hairpin, stp, …: all of them without arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Bridges in the words of Open vSwitch, as libvirt speaks them; a link to this program named ovs-vsctl does the same
+    #[command(
+        disable_help_flag = true,
+        after_help = "Examples:
+  vswitch ovs-vsctl add-br br0 -- add-port br0 eth1 -- add-port br0 tap3 tag=10
+  ln -s $(command -v vswitch) /usr/local/bin/ovs-vsctl && ovs-vsctl show"
+    )]
+    OvsVsctl {
+        /// add-br, del-br, add-port, del-port, show, get, set, list, find, …: all of them with --help.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -172,6 +189,20 @@ pub struct LibvirtXml {
     /// The version of QEMU, where its own arguments are needed [default: that of the QEMU installed here].
     #[arg(long, value_name = "VERSION")]
     pub qemu: Option<Version>,
+}
+
+/// `vswitch libvirt-hook`: the hook's own arguments, and the machine's XML on standard input.
+#[derive(Args)]
+pub struct LibvirtHook {
+    /// The driver that calls.
+    #[arg(value_parser = ["qemu"])]
+    pub driver: String,
+    /// The machine's name.
+    pub machine: String,
+    /// prepare, start, started, stopped, release, reconnect, migrate, restore, attach.
+    pub operation: String,
+    /// begin or end, and what libvirt adds.
+    pub rest: Vec<String>,
 }
 
 /// A list of CPUs.
@@ -298,9 +329,12 @@ pub enum Network {
   vswitch network start lab
   vswitch port add vm1=tap,domain=lab
 
+A network of libvirt's:
+  virsh net-dumpxml default | vswitch network define -
+
 Modes: isolated (default), nat, routed, open, bridge (with dev or domain).")]
     Define {
-        /// TOML file, a network or several as [[network]]; - for standard input.
+        /// What virsh net-dumpxml prints, or a TOML file with a network or several as [[network]]; - for standard input.
         file: PathBuf,
     },
     /// Start a network: its gateway, forwarding, DHCP and DNS
@@ -332,6 +366,9 @@ Modes: isolated (default), nat, routed, open, bridge (with dev or domain).")]
         /// Print JSON.
         #[arg(long)]
         json: bool,
+        /// Print libvirt's network XML, for virsh net-define.
+        #[arg(long, requires = "name", conflicts_with = "json")]
+        xml: bool,
     },
     /// Forget a network that is stopped
     Undefine {

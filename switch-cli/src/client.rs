@@ -1,10 +1,13 @@
 //! The client's side of the API: one request over the Unix socket.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, anyhow, bail};
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, body::Bytes};
+use hyper::{Method, Request, StatusCode, body::Bytes};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use switch_core::control::wire::Refusal;
@@ -12,7 +15,20 @@ use switch_core::control::wire::Refusal;
 /// A switch to talk to.
 pub struct Client {
     socket: PathBuf,
+    timeout: Option<Duration>,
 }
+
+/// The switch has been changed since it was asked; ask, and try again.
+#[derive(Debug)]
+pub struct Conflict(String);
+
+impl std::fmt::Display for Conflict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Conflict {}
 
 /// Percent-encodes what may be in a name but not in a URL path or query.
 fn encode(text: &str) -> String {
@@ -30,7 +46,12 @@ fn encode(text: &str) -> String {
 impl Client {
     /// A client of the switch that listens on `socket`.
     pub fn new(socket: &Path) -> Client {
-        Client { socket: socket.to_owned() }
+        Client { socket: socket.to_owned(), timeout: None }
+    }
+
+    /// The same, which waits so long for each answer and no longer.
+    pub fn with_timeout(self, timeout: Duration) -> Client {
+        Client { timeout: Some(timeout), ..self }
     }
 
     /// `GET path`.
@@ -77,7 +98,7 @@ impl Client {
         body: Option<&impl Serialize>,
     ) -> anyhow::Result<T> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
+        let answer = async {
             let stream = tokio::net::UnixStream::connect(&self.socket).await.with_context(|| {
                 format!(
                     "cannot reach a switch at {}; start one with: vswitch run, or name its socket with --api",
@@ -103,8 +124,18 @@ impl Client {
                 return serde_json::from_slice(&bytes).context("the switch's answer is not what this version expects");
             }
             match serde_json::from_slice::<Refusal>(&bytes) {
+                Ok(refusal) if status == StatusCode::CONFLICT => Err(Conflict(refusal.error).into()),
                 Ok(refusal) => bail!(refusal.error),
                 Err(_) => Err(anyhow!("the switch answered {status}: {}", String::from_utf8_lossy(&bytes))),
+            }
+        };
+        runtime.block_on(async {
+            let Some(timeout) = self.timeout else { return answer.await };
+            match tokio::time::timeout(timeout, answer).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    bail!("the switch at {} did not answer within {} s", self.socket.display(), timeout.as_secs())
+                }
             }
         })
     }

@@ -13,11 +13,15 @@ use crate::{
     client::Client,
 };
 
-/// The command line; called as `brctl`, it is that command's.
+/// Names under which this program is called for one of its commands.
+const LINKS: [&str; 2] = ["brctl", "ovs-vsctl"];
+
+/// The command line; called as `brctl` or `ovs-vsctl`, it is that command's.
 fn words() -> Vec<OsString> {
     let mut words: Vec<OsString> = std::env::args_os().collect();
-    if words.first().is_some_and(|program| Path::new(program).file_name() == Some("brctl".as_ref())) {
-        words.splice(..1, ["vswitch".into(), "brctl".into()]);
+    let name = words.first().and_then(|program| Path::new(program).file_name());
+    if let Some(link) = LINKS.into_iter().find(|link| name == Some(link.as_ref())) {
+        words.splice(..1, ["vswitch".into(), link.into()]);
     }
     words
 }
@@ -36,8 +40,10 @@ fn main() -> ExitCode {
         Command::QemuArgs(wish) => commands::qemu_args::qemu_args(&client, &wish),
         Command::LibvirtXml(wish) => commands::libvirt_xml::libvirt_xml(&client, &wish),
         Command::Hostdev(wish) => commands::hostdev::hostdev(wish),
+        Command::LibvirtHook(call) => commands::libvirt_hook::libvirt_hook(client, &cli.api, &call),
         Command::Monitor { json } => commands::monitor(&client, json),
         Command::Brctl { arguments } => commands::brctl::brctl(&client, &arguments),
+        Command::OvsVsctl { arguments } => return commands::ovs::ovs_vsctl(client, &arguments),
         Command::Demo => commands::demo::demo(),
     };
     match result {

@@ -4,6 +4,7 @@ pub mod firmware;
 pub mod fuzz;
 pub mod fuzz_vhost;
 pub mod guest;
+pub mod libvirt;
 pub mod rng;
 pub mod spoof;
 pub mod vhost;

@@ -4,7 +4,7 @@
 //! headers do, all devices keep the kernel's queue lengths, and each runs in a process (or in the kernel) of its own.
 
 mod bare;
-mod ovs;
+pub mod ovs;
 mod pmd;
 mod vde;
 mod vswitch;

@@ -91,6 +91,20 @@ impl Ovs {
         Ok(ovs)
     }
 
+    /// The namespace that Open vSwitch looks for devices in.
+    #[must_use]
+    pub fn home(&self) -> &Namespace {
+        &self.home
+    }
+
+    /// Makes a device of its namespace a port.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub fn add_port(&self, device: &str) -> anyhow::Result<()> {
+        self.vsctl(&["add-port", "br0", device])
+    }
+
     /// Whether so many of its vhost-user ports are connected.
     #[must_use]
     pub fn links_up(&self, ports: usize) -> bool {

@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 use switch_core::control::{
     config::Config,
+    network_xml,
     spec::NetworkSpec,
     wire::{Done, NetworkState, NetworkView, StartNetwork},
 };
@@ -41,7 +42,13 @@ pub fn network(client: &Client, command: Network) -> anyhow::Result<()> {
             let networks: Vec<NetworkView> = client.get(BASE)?;
             if json { print_json(&networks) } else { list(&networks) }
         }
-        Network::Show { name, json } => {
+        Network::Show { name: Some(name), xml: true, .. } => {
+            let network_xml::Written { xml, warnings } = network_xml::write(&one(client, &name)?.spec);
+            warn(&warnings);
+            print!("{xml}");
+            Ok(())
+        }
+        Network::Show { name, json, .. } => {
             let networks: Vec<NetworkView> = match &name {
                 Some(name) => vec![one(client, name)?],
                 None => client.get(BASE)?,
@@ -66,8 +73,19 @@ fn one(client: &Client, name: &str) -> anyhow::Result<NetworkView> {
     found.with_context(|| format!("there is no network \"{name}\"; see: vswitch network list"))
 }
 
-/// One network, or several as a configuration file has them.
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("vswitch: warning: {warning}");
+    }
+}
+
+/// One network in libvirt's XML, or in TOML, or several as a configuration file has them.
 fn read(text: &str) -> anyhow::Result<Vec<NetworkSpec>> {
+    if text.trim_start().starts_with('<') {
+        let network_xml::Read { spec, warnings } = network_xml::read(text)?;
+        warn(&warnings);
+        return Ok(vec![spec]);
+    }
     let table: toml::Table = toml::from_str(text)?;
     if !table.contains_key("network") {
         let spec: NetworkSpec = toml::from_str(text)?;

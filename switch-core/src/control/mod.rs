@@ -13,6 +13,7 @@ pub mod desired;
 mod drivers;
 pub mod journal;
 pub mod manager;
+pub mod network_xml;
 mod networks;
 pub mod plan;
 pub mod server;

@@ -25,7 +25,7 @@ use super::{
     networks,
     plan::plan,
     spec::{AttachmentSpec, DomainSpec, PortSpec, SpecError},
-    wire::{Add, Apply, DomainView, Done, FdbView, FlushRequest, Flushed, PortChange, PortView, Refusal, Status},
+    wire::{Add, Apply, DomainView, Done, Edit, FdbView, FlushRequest, Flushed, PortChange, PortView, Refusal, Status},
 };
 use crate::{
     mac::MacAddr,
@@ -59,6 +59,7 @@ impl IntoResponse for ManagerError {
         let status = match &self {
             ManagerError::Refused(_) => StatusCode::BAD_REQUEST,
             ManagerError::NotFound(_) => StatusCode::NOT_FOUND,
+            ManagerError::Conflict => StatusCode::CONFLICT,
             ManagerError::Journal(_) | ManagerError::Switch(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, Json(Refusal { error: self.to_string() })).into_response()
@@ -221,6 +222,10 @@ async fn apply(State(manager): State<Shared>, Json(request): Json<Apply>) -> Ans
     manager.change(desired).map(Json)
 }
 
+async fn edit(State(manager): State<Shared>, Json(edit): Json<Edit>) -> Answer<Done> {
+    manager.lock().edit(edit).map(Json)
+}
+
 #[derive(Deserialize)]
 struct After {
     #[serde(default)]
@@ -272,6 +277,7 @@ fn router(manager: Shared, allowed: Allowed) -> Router {
         .route("/v1/fdb/flush", post(flush))
         .merge(networks::routes())
         .route("/v1/apply", post(apply))
+        .route("/v1/edit", post(edit))
         .route("/v1/events", get(events))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn_with_state(allowed, check_peer))

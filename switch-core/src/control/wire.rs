@@ -115,6 +115,9 @@ pub struct Status {
     pub busy_ns: Vec<u64>,
     /// The number of the topology in use.
     pub epoch: u64,
+    /// The number of the desired state: another one after every change of it; see [`Edit::revision`].
+    #[serde(default)]
+    pub revision: u64,
     /// Ports by state.
     pub ports_up: usize,
     /// Ports set down.
@@ -164,6 +167,47 @@ pub struct Apply {
     /// Also remove what the file did not make.
     #[serde(default)]
     pub prune: bool,
+}
+
+/// `POST /v1/edit`: several changes, carried out as a whole or not at all.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Edit {
+    /// Refuse (409) unless [`Status::revision`] is still this.
+    #[serde(default)]
+    pub revision: Option<u64>,
+    /// Who asks: objects that are new become theirs.
+    #[serde(default = "cli")]
+    pub origin: Origin,
+    /// Ports to be removed; those that are not there are gone already.
+    #[serde(default)]
+    pub remove_ports: Vec<String>,
+    /// Domains to be removed, which must not have members then; likewise.
+    #[serde(default)]
+    pub remove_domains: Vec<String>,
+    /// Domains to be added, or to be made so.
+    #[serde(default)]
+    pub domains: Vec<DomainSpec>,
+    /// Ports to be added, or to be made so.
+    #[serde(default)]
+    pub ports: Vec<PortSpec>,
+}
+
+fn cli() -> Origin {
+    Origin::Cli
+}
+
+impl Default for Edit {
+    fn default() -> Edit {
+        Edit {
+            revision: None,
+            origin: cli(),
+            remove_ports: Vec::new(),
+            remove_domains: Vec::new(),
+            domains: Vec::new(),
+            ports: Vec::new(),
+        }
+    }
 }
 
 /// The answer to every change.

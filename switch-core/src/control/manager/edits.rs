@@ -5,7 +5,7 @@ use crate::{
     control::{
         desired::{Origin, Owned},
         spec::{DEFAULT_DOMAIN, DomainSpec, PortSpec, SpecError},
-        wire::Done,
+        wire::{Done, Edit},
     },
     fdb::Flush,
     mac::MacAddr,
@@ -38,6 +38,35 @@ impl Manager {
         let id = self.domain_ids.get(domain);
         let id = *id.ok_or_else(|| ManagerError::NotFound(format!("there is no domain \"{domain}\"")))?;
         self.switch.fdb().remove(id, mac).map_err(|e| SpecError(e.to_string()).into())
+    }
+
+    /// Carries out several changes as one. Removals come first, so that a name can be used anew.
+    ///
+    /// # Errors
+    /// [`ManagerError::Conflict`] if the state is another one than it was made for; see also [`change`](Self::change).
+    pub fn edit(&mut self, edit: Edit) -> Result<Done, ManagerError> {
+        if edit.revision.is_some_and(|revision| revision != self.revision) {
+            return Err(ManagerError::Conflict);
+        }
+        let mut desired = self.desired.clone();
+        for name in &edit.remove_ports {
+            desired.remove_port(name);
+        }
+        for name in &edit.remove_domains {
+            desired.domains.remove(name);
+        }
+        for spec in edit.domains {
+            let origin = desired.domains.get(&spec.name).map_or(edit.origin, |there| there.origin);
+            desired.domains.insert(spec.name.clone(), Owned { spec, origin });
+        }
+        for spec in edit.ports {
+            let origin = desired.ports.get(&spec.name).map_or(edit.origin, |there| there.origin);
+            desired.ports.insert(spec.name.clone(), Owned { spec, origin });
+        }
+        // Entries go with the membership that they need.
+        let ports = desired.effective_ports();
+        desired.fdb.retain(|e| ports.get(&e.port).is_some_and(|p| p.domains.iter().any(|a| a.domain == e.domain)));
+        self.change(desired)
     }
 
     /// Adds one port; refused if there is one of that name.

@@ -49,6 +49,9 @@ pub enum ManagerError {
     /// There is no such object.
     #[error("{0}")]
     NotFound(String),
+    /// The state is no longer the one that the request was made for; nothing has changed.
+    #[error("the switch has been changed meanwhile; look again, and try again")]
+    Conflict,
     /// The state directory cannot be written; nothing has changed.
     #[error(transparent)]
     Journal(std::io::Error),
@@ -99,6 +102,8 @@ pub struct Manager {
     desired: Desired,
     open: HashMap<String, Open>,
     waiting: BTreeMap<String, String>,
+    /// Counts the changes of `desired`.
+    revision: u64,
     domain_ids: HashMap<String, DomainId>,
     domain_rates: HashMap<String, Arc<Limiter>>,
     notices: VecDeque<Notice>,
@@ -134,6 +139,7 @@ impl Manager {
             desired: Desired::default(),
             open: HashMap::new(),
             waiting: BTreeMap::new(),
+            revision: 0,
             domain_ids: HashMap::new(),
             domain_rates: HashMap::new(),
             notices: VecDeque::new(),
@@ -179,6 +185,7 @@ impl Manager {
         {
             journal.save(&desired).map_err(ManagerError::Journal)?;
         }
+        self.revision += u64::from(desired != self.desired);
         let old = std::mem::replace(&mut self.desired, desired);
         self.carry_out(&old, &steps)?;
         let waiting = steps

@@ -29,6 +29,7 @@ impl Manager {
             workers: self.switch.workers(),
             busy_ns: self.switch.busy(),
             epoch: self.switch.epoch().0,
+            revision: self.revision,
             ports_up: ports.len() - down - waiting,
             ports_down: down,
             ports_waiting: waiting,

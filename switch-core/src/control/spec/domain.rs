@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_MTU, MIN_MTU, SpecError, check_name, number, policy, switch_value, wrong};
+use super::{Labels, MAX_MTU, MIN_MTU, SpecError, check_name, labels, number, policy, switch_value, wrong};
 use crate::{
     fdb::{DEFAULT_AGEING_S, MAX_AGEING_S},
     rate::Rate,
@@ -50,6 +50,9 @@ pub struct DomainSpec {
     /// What may come in by all its ports together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
+    /// What others keep here.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 impl DomainSpec {
@@ -65,6 +68,7 @@ impl DomainSpec {
             transparent: false,
             fdb_limit: None,
             rate: None,
+            labels: Labels::new(),
         }
     }
 
@@ -98,6 +102,7 @@ impl DomainSpec {
     pub fn check(&self) -> Result<(), SpecError> {
         check_name("domain", &self.name)?;
         let name = &self.name;
+        labels::check(&format!("domain \"{name}\""), &self.labels)?;
         if !(MIN_MTU..=MAX_MTU).contains(&self.mtu) {
             return wrong(format!("domain \"{name}\": mtu={}: use {MIN_MTU} to {MAX_MTU}", self.mtu));
         }

@@ -8,6 +8,7 @@ mod cidr;
 mod device;
 mod domain;
 mod kind;
+mod labels;
 pub mod network;
 mod policy;
 mod port;
@@ -16,6 +17,7 @@ pub use attachment::{AttachmentSpec, DressSpec, RoleSpec};
 pub use cidr::Cidr;
 pub use domain::DomainSpec;
 pub use kind::{Kind, Mode};
+pub use labels::{Labels, MAX_LABELS};
 pub use network::NetworkSpec;
 pub use port::PortSpec;
 

@@ -12,8 +12,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AttachmentSpec, DEFAULT_DOMAIN, DressSpec, Kind, MAX_MTU, MIN_MTU, Mode, SpecError, check_name, number, policy,
-    switch_value, wrong,
+    AttachmentSpec, DEFAULT_DOMAIN, DressSpec, Kind, Labels, MAX_MTU, MIN_MTU, Mode, SpecError, check_name, labels,
+    number, policy, switch_value, wrong,
 };
 use crate::{
     clean::IpRule,
@@ -190,6 +190,9 @@ pub struct PortSpec {
     /// Its memberships.
     #[serde(default = "default_attachments")]
     pub domains: Vec<AttachmentSpec>,
+    /// What others keep here.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 impl PortSpec {
@@ -229,6 +232,7 @@ impl PortSpec {
             rate_to: None,
             rate_from: None,
             domains: default_attachments(),
+            labels: Labels::new(),
         }
     }
 
@@ -300,6 +304,7 @@ impl PortSpec {
     pub fn check(&self) -> Result<(), SpecError> {
         check_name("port", &self.name)?;
         let name = &self.name;
+        labels::check(&format!("port \"{name}\""), &self.labels)?;
         if let Some(key) = self.given().into_iter().find(|key| !self.kind.keys().contains(key)) {
             let kind = self.kind.name();
             return wrong(format!(
@@ -432,6 +437,7 @@ impl PortSpec {
             fdb_limit: None,
             storm: StormLimits::default(),
             domains: Vec::new(),
+            labels: Labels::new(),
             ..self.clone().without_policy()
         }
     }
