@@ -12,8 +12,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AttachmentSpec, DEFAULT_DOMAIN, DressSpec, Kind, Labels, MAX_MTU, MIN_MTU, Mode, SpecError, check_name, labels,
-    number, policy, switch_value, wrong,
+    AttachmentSpec, DEFAULT_DOMAIN, Kind, Labels, MAX_MTU, MIN_MTU, Mode, SpecError, check_name, labels, number,
+    policy, switch_value, wrong,
 };
 use crate::{
     clean::IpRule,
