@@ -92,6 +92,7 @@ pub struct Batch {
     limit: usize,
     pieces: Vec<Piece>,
     overflow: Arena,
+    owing: bool,
 }
 
 impl Default for Batch {
@@ -111,6 +112,7 @@ impl Batch {
             limit: BATCH_FRAMES,
             pieces: Vec::with_capacity(BATCH_PIECES),
             overflow: Arena::new(OVERFLOW_BYTES + BURST_FRAMES * REGION_BYTES),
+            owing: false,
         }
     }
 
@@ -290,22 +292,28 @@ impl Batch {
         (&mut self.memory[start..start + usize::from(slot.head_len)], slot)
     }
 
-    /// The virtio-net header followed by the frame's head, contiguous. Current only after
-    /// [`write_header`](Self::write_header).
-    #[inline]
-    #[must_use]
-    pub fn header_and_head(&self, index: usize) -> &[u8] {
-        let start = index * STRIDE + HEADROOM;
-        &self.memory[start - VNET_HDR_BYTES..start + usize::from(self.slots[index].head_len)]
-    }
-
-    /// Writes the slot's (validated) offload into the virtio-net header before its frame.
+    /// Writes the slot's (validated) offload into the virtio-net header before its frame. Without a flag or a type the
+    /// other fields are noise, which nobody else shall see: slot and header are cleared.
     #[inline]
     pub fn write_header(&mut self, index: usize) {
         let start = index * STRIDE + HEADROOM - VNET_HDR_BYTES;
         let wire: &mut [u8; VNET_HDR_BYTES] =
             (&mut self.memory[start..start + VNET_HDR_BYTES]).try_into().expect("the range has the header's length");
-        self.slots[index].offload.encode(wire);
+        let offload = &mut self.slots[index].offload;
+        if offload.is_none() {
+            *offload = Offload::NONE;
+            *wire = [0; VNET_HDR_BYTES];
+        } else {
+            offload.encode(wire);
+            self.owing |= offload.owes();
+        }
+    }
+
+    /// Whether anything is owed on any frame whose header was [written](Self::write_header).
+    #[inline]
+    #[must_use]
+    pub const fn owing(&self) -> bool {
+        self.owing
     }
 
     /// The pieces after the head.
@@ -333,6 +341,18 @@ impl Batch {
             slot.first_piece += 1;
             slot.pieces -= 1;
         }
+    }
+
+    /// A frame as it leaves unchanged: its slot, the virtio-net header followed by the head, contiguous, and the
+    /// [`tail`](Self::tail). The header is current only after [`write_header`](Self::write_header).
+    #[inline]
+    #[must_use]
+    pub fn leaving(&self, index: usize) -> (&Slot, &[u8], &[Piece]) {
+        let slot = &self.slots[index];
+        let start = index * STRIDE + HEADROOM;
+        let first = &self.memory[start - VNET_HDR_BYTES..start + usize::from(slot.head_len)];
+        let tail = if slot.pieces == 0 { &[] } else { self.tail(index) };
+        (slot, first, tail)
     }
 
     /// Copies the frame from byte `from` on into `to`; returns how many bytes there were.
@@ -363,6 +383,7 @@ impl Batch {
     #[inline]
     pub fn clear(&mut self) {
         self.len = 0;
+        self.owing = false;
         self.pieces.clear();
         self.overflow.reset();
     }
@@ -427,5 +448,26 @@ mod tests {
             });
         }
         assert_eq!(batch.len(), BATCH_FRAMES);
+    }
+
+    #[test]
+    fn noise_beside_a_header_without_flag_or_type_leaves_neither_in_the_slot_nor_before_the_frame() {
+        let mut batch = Batch::new();
+        let (memory, _) = batch.receive_buffers();
+        memory.fill(0xaa);
+        batch.push_received(60).offload = Offload { hdr_len: 7, csum_start: 9, ..Offload::NONE };
+        batch.write_header(0);
+        let (slot, first, tail) = batch.leaving(0);
+        assert_eq!((slot.offload, first.len(), tail.len()), (Offload::NONE, VNET_HDR_BYTES + 60, 0));
+        assert_eq!((&first[..VNET_HDR_BYTES], first[VNET_HDR_BYTES]), (&[0; VNET_HDR_BYTES][..], 0xaa));
+        assert!(!batch.owing());
+
+        let owed = Offload { needs_csum: true, csum_start: 34, csum_offset: 16, ..Offload::NONE };
+        batch.push_received(60).offload = owed;
+        batch.write_header(1);
+        assert_eq!(batch.leaving(1).1[..VNET_HDR_BYTES], [1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0]);
+        assert!(batch.owing());
+        batch.clear();
+        assert!(!batch.owing());
     }
 }

@@ -28,6 +28,7 @@ pub mod link;
 pub mod mac;
 pub mod netns;
 pub mod network;
+mod per_slot;
 pub mod pipeline;
 pub mod port;
 pub mod rate;

@@ -5,8 +5,6 @@
 //! (`Work` is compacted). The result is a [`Plan`]: for every transmit queue the slots to send and the tag edit each
 //! needs. The pipeline writes to a slot only before the decision; afterwards the batch is immutable.
 
-use arrayvec::ArrayVec;
-
 use crate::{
     batch::{BATCH_FRAMES, Batch},
     clean,
@@ -15,6 +13,7 @@ use crate::{
     frame::{flow, offload::Offload, validate, vlan::OuterTag},
     id::{DomainId, PortId, TxId},
     mac::MacBits,
+    per_slot::PerSlot,
     rate::Buckets,
     stats::{Counter, CounterBlock},
     topology::{Attachment, DomainEntry, Dress, PortEntry, Role, StormClass, Topology},
@@ -84,15 +83,14 @@ pub struct Copy {
 /// Copies by transmit queue. Allocates only in [`fit`](Self::fit).
 #[derive(Debug, Default)]
 pub struct Plan {
-    lists: Vec<ArrayVec<Copy, BATCH_FRAMES>>,
+    lists: Vec<PerSlot<Copy>>,
     touched: Vec<TxId>,
-    copies: usize,
 }
 
 impl Plan {
     /// Makes room for the queues of a topology. Called when a topology is taken up, never per batch.
     pub fn fit(&mut self, topology: &Topology) {
-        self.lists.resize_with(topology.tx().len(), ArrayVec::new);
+        self.lists.resize_with(topology.tx().len(), || PerSlot::new(Copy { slot: 0, edit: Edit::NONE }));
         self.touched.reserve(topology.tx().len());
     }
 
@@ -113,21 +111,20 @@ impl Plan {
     /// All copies of the plan.
     #[inline]
     #[must_use]
-    pub const fn len(&self) -> usize {
-        self.copies
+    pub fn len(&self) -> usize {
+        self.touched.iter().map(|tx| self.copies(*tx).len()).sum()
     }
 
     /// Whether there is nothing to send.
     #[inline]
     #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.copies == 0
+    pub fn is_empty(&self) -> bool {
+        self.touched.is_empty()
     }
 
     /// Empties the plan.
     #[inline]
     pub fn clear(&mut self) {
-        self.copies = 0;
         for tx in self.touched.drain(..) {
             self.lists[tx.index()].clear();
         }
@@ -141,9 +138,11 @@ impl Plan {
         }
         // A slot is pushed on a queue at most once: a port is a member of a domain at most once.
         list.push(copy);
-        self.copies += 1;
     }
 }
+
+/// A set of slots is a word.
+const _: () = assert!(BATCH_FRAMES <= u64::BITS as usize);
 
 /// One frame between the stages.
 #[derive(Clone, Copy)]
@@ -152,6 +151,10 @@ struct Work {
     role: Role,
     dst_hash: FdbHash,
     src_hash: FdbHash,
+}
+
+impl Work {
+    const EMPTY: Work = Work { slot: 0, role: Role::PROMISCUOUS, dst_hash: FdbHash::EMPTY, src_hash: FdbHash::EMPTY };
 }
 
 /// Everything that the stages share. `queue` is the receive queue's number within its port.
@@ -173,7 +176,7 @@ pub struct Context<'a> {
 /// Judges a batch. Afterwards `plan` holds the copies and the ingress counters are up to date.
 pub fn judge(context: &Context<'_>, batch: &mut Batch, flaps: &mut FlapTable, plan: &mut Plan) {
     let counts = context.ingress.shared.counters.of(context.worker);
-    let mut work: ArrayVec<Work, BATCH_FRAMES> = ArrayVec::new();
+    let mut work = PerSlot::new(Work::EMPTY);
     classify(context, batch, counts, &mut work);
     if context.ingress.learning {
         learn(context, counts, flaps, &mut work);
@@ -184,26 +187,26 @@ pub fn judge(context: &Context<'_>, batch: &mut Batch, flaps: &mut FlapTable, pl
     decide(context, batch, counts, &work, plan);
 }
 
-fn classify(context: &Context<'_>, batch: &mut Batch, counts: &CounterBlock, work: &mut ArrayVec<Work, BATCH_FRAMES>) {
+fn classify(context: &Context<'_>, batch: &mut Batch, counts: &CounterBlock, work: &mut PerSlot<Work>) {
     let mut bytes = 0u64;
     for index in 0..batch.len() {
         bytes += u64::from(batch.slot(index).len);
-        match classify_one(context, batch, index) {
-            Ok(item) => {
-                batch.write_header(index);
-                context.fdb.prefetch(&item.src_hash);
-                context.fdb.prefetch(&item.dst_hash);
-                work.push(item);
-            }
-            Err(reason) => counts.drop_frames(reason, 1),
+        if let Err(reason) = classify_one(context, batch, index, work) {
+            counts.drop_frames(reason, 1);
         }
     }
     counts.add(Counter::RxFrames, batch.len() as u64);
     counts.add(Counter::RxBytes, bytes);
 }
 
+/// Puts the frame among the work, written where it stays.
 #[inline(always)]
-fn classify_one(context: &Context<'_>, batch: &mut Batch, index: usize) -> Result<Work, DropReason> {
+fn classify_one(
+    context: &Context<'_>,
+    batch: &mut Batch,
+    index: usize,
+    work: &mut PerSlot<Work>,
+) -> Result<(), DropReason> {
     let port = context.ingress;
     if !port.up {
         return Err(DropReason::IngressPortDown);
@@ -244,26 +247,27 @@ fn classify_one(context: &Context<'_>, batch: &mut Batch, index: usize) -> Resul
         clean::watch(context, domain, batch, index)?;
         (head, slot) = batch.head_and_slot_mut(index);
     }
-    // Without a flag or a type the other fields are noise, which nobody else shall see.
-    slot.offload =
-        if slot.offload.is_none() { Offload::NONE } else { validate::validate(head, slot.len as usize, slot.offload)? };
+    if !slot.offload.is_none() {
+        slot.offload = validate::validate(head, slot.len as usize, slot.offload)?;
+    }
     check_length(domain, slot.len, slot.strip, inner.is_some(), &slot.offload)?;
-    Ok(Work {
-        slot: index as u8,
-        role: attachment.role,
-        src_hash: context.fdb.hash_bits(attachment.domain, src),
-        dst_hash: context.fdb.hash_bits(attachment.domain, dst),
-    })
+    batch.write_header(index);
+    let src_hash = context.fdb.hash_bits(attachment.domain, src);
+    context.fdb.prefetch(&src_hash);
+    let dst_hash = context.fdb.hash_bits(attachment.domain, dst);
+    context.fdb.prefetch(&dst_hash);
+    work.push(Work { slot: index as u8, role: attachment.role, src_hash, dst_hash });
+    Ok(())
 }
 
 #[inline]
-fn attachment_for(port: &PortEntry, tag: Option<OuterTag>) -> Result<Attachment, DropReason> {
+fn attachment_for(port: &PortEntry, tag: Option<OuterTag>) -> Result<&Attachment, DropReason> {
     if let Some(all) = port.transparent() {
-        return Ok(*all);
+        return Ok(all);
     }
     match tag {
-        Some(tag) if tag.vid() != 0 => port.tagged(tag.tpid, tag.vid()).copied().ok_or(DropReason::TagNotAllowed),
-        _ => port.untagged().copied().ok_or(DropReason::NoDomain),
+        Some(tag) if tag.vid() != 0 => port.tagged(tag.tpid, tag.vid()).ok_or(DropReason::TagNotAllowed),
+        _ => port.untagged().ok_or(DropReason::NoDomain),
     }
 }
 
@@ -279,40 +283,38 @@ fn check_length(domain: &DomainEntry, len: u32, strip: u8, inner: bool, offload:
     if judged <= allowed { Ok(()) } else { Err(DropReason::Giant) }
 }
 
-fn learn(context: &Context<'_>, counts: &CounterBlock, flaps: &mut FlapTable, work: &mut ArrayVec<Work, BATCH_FRAMES>) {
+fn learn(context: &Context<'_>, counts: &CounterBlock, flaps: &mut FlapTable, work: &mut PerSlot<Work>) {
     let port = context.ingress.id;
-    let mut last: Option<(FdbHash, bool)> = None;
+    let mut last: Option<&FdbHash> = None;
+    let mut keep = true;
+    // One bit for each slot whose frame is held back.
     let mut held = 0u64;
-    work.retain(|item| {
+    for item in work.iter() {
         // Frames come in bursts of one sender: the repeated ones are not looked up again.
-        if let Some((src, keep)) = last
-            && src.same(&item.src_hash)
-        {
-            held += u64::from(!keep);
-            return keep;
+        if !last.is_some_and(|src| src.same(&item.src_hash)) {
+            keep = true;
+            match context.fdb.learn(&item.src_hash, port, context.now, flaps) {
+                Learned::Fresh | Learned::Refreshed | Learned::Raced => {}
+                Learned::New => counts.add(Counter::FdbLearned, 1),
+                Learned::Moved { .. } => counts.add(Counter::FdbMoved, 1),
+                Learned::Full => counts.add(Counter::FdbFull, 1),
+                Learned::Violation { .. } => counts.add(Counter::FdbPinned, 1),
+                Learned::Held => keep = false,
+            }
+            last = Some(&item.src_hash);
         }
-        let mut keep = true;
-        match context.fdb.learn(&item.src_hash, port, context.now, flaps) {
-            Learned::Fresh | Learned::Refreshed | Learned::Raced => {}
-            Learned::New => counts.add(Counter::FdbLearned, 1),
-            Learned::Moved { .. } => counts.add(Counter::FdbMoved, 1),
-            Learned::Full => counts.add(Counter::FdbFull, 1),
-            Learned::Violation { .. } => counts.add(Counter::FdbPinned, 1),
-            Learned::Held => keep = false,
-        }
-        last = Some((item.src_hash, keep));
-        held += u64::from(!keep);
-        keep
-    });
-    if held > 0 {
-        counts.drop_frames(DropReason::FlapHold, held);
+        held |= u64::from(!keep) << item.slot;
+    }
+    if held != 0 {
+        work.retain(|item| held & (1 << item.slot) == 0);
+        counts.drop_frames(DropReason::FlapHold, u64::from(held.count_ones()));
     }
 }
 
 /// Lets pass what the rates of the domains allow; a rate's buckets are held for a run of frames.
 #[cold]
 #[inline(never)]
-fn police(context: &Context<'_>, batch: &Batch, counts: &CounterBlock, work: &mut ArrayVec<Work, BATCH_FRAMES>) {
+fn police(context: &Context<'_>, batch: &Batch, counts: &CounterBlock, work: &mut PerSlot<Work>) {
     let mut held: Option<(DomainId, Option<Buckets<'_>>)> = None;
     let mut over = 0;
     work.retain(|item| {
@@ -336,7 +338,7 @@ fn decide(context: &Context<'_>, batch: &Batch, counts: &CounterBlock, work: &[W
     let mut decided = 0u64;
     let mut copies = 0u64;
     let mut flooded = 0u64;
-    let mut last: Option<(FdbHash, Option<PortId>)> = None;
+    let mut last: Option<(&FdbHash, Option<PortId>)> = None;
     for item in work {
         let slot = usize::from(item.slot);
         let mut hash = None;
@@ -352,7 +354,7 @@ fn decide(context: &Context<'_>, batch: &Batch, counts: &CounterBlock, work: &[W
             port
         } else {
             let port = context.fdb.lookup(&item.dst_hash);
-            last = Some((item.dst_hash, port));
+            last = Some((&item.dst_hash, port));
             port
         };
         let result = match known {

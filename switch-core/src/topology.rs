@@ -348,7 +348,7 @@ impl PortEntry {
     }
 
     /// The transmit queue for a flow; the hash is asked for only where there is a choice.
-    #[inline]
+    #[inline(always)]
     pub fn tx_for(&self, flow_hash: impl FnOnce() -> u32) -> TxId {
         match &self.shared.flows {
             None => TxId(self.first_tx),

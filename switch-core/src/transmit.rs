@@ -70,7 +70,7 @@ impl Transmitter {
             // Runs of frames that go as they are, between frames that must be completed: order is kept.
             let mut rest = copies;
             while !rest.is_empty() {
-                let run = rest.iter().position(owed).unwrap_or(rest.len());
+                let run = if batch.owing() { rest.iter().position(owed) } else { None }.unwrap_or(rest.len());
                 if run > 0 {
                     let sent = send_run(&mut self.prefixes, batch, &rest[..run], queue.as_mut());
                     count(counts, &sent);
@@ -195,42 +195,31 @@ fn send_run(
     copies: &[Copy],
     queue: &mut dyn PortTx,
 ) -> Sent {
-    for (copy, prefix) in copies.iter().zip(prefixes.iter_mut()) {
+    let mut prefixes = prefixes.iter_mut();
+    // Extended where it lies: one that is collected is moved.
+    let mut frames: ArrayVec<OutFrame<'_>, BATCH_FRAMES> = ArrayVec::new();
+    frames.extend(copies.iter().map(|copy| {
+        let (slot, whole, tail) = batch.leaving(usize::from(copy.slot));
+        let (mut first, mut rest, mut offload, mut len) = (whole, &[][..], slot.offload, slot.len);
         if !copy.edit.is_none() {
-            write_prefix(batch, copy, prefix);
+            first = write_prefix(batch, copy, prefixes.next().expect("there are as many prefixes as slots"));
+            rest = &whole[VNET_HDR_BYTES + 12 + usize::from(copy.edit.strip)..];
+            offload = offload.shifted(copy.edit.delta());
+            len = len.wrapping_add_signed(i32::from(copy.edit.delta()));
         }
-    }
-    let frames: ArrayVec<OutFrame<'_>, BATCH_FRAMES> = copies
-        .iter()
-        .zip(prefixes.iter())
-        .map(|(copy, prefix)| {
-            let index = usize::from(copy.slot);
-            let slot = batch.slot(index);
-            let tail = batch.tail(index);
-            if copy.edit.is_none() {
-                let first = batch.header_and_head(index);
-                return OutFrame { first, rest: &[], tail, offload: slot.offload, len: slot.len };
-            }
-            let end = VNET_HDR_BYTES + 12 + if copy.edit.push().is_some() { 4 } else { 0 };
-            OutFrame {
-                first: &prefix[..end],
-                rest: &batch.head(index)[12 + usize::from(copy.edit.strip)..],
-                tail,
-                offload: slot.offload.shifted(copy.edit.delta()),
-                len: slot.len.wrapping_add_signed(i32::from(copy.edit.delta())),
-            }
-        })
-        .collect();
+        OutFrame { first, rest, tail, offload, len }
+    }));
     queue.tx(&Egress::new(&frames))
 }
 
-fn write_prefix(batch: &Batch, copy: &Copy, prefix: &mut [u8; PREFIX_BYTES]) {
+fn write_prefix<'p>(batch: &Batch, copy: &Copy, prefix: &'p mut [u8; PREFIX_BYTES]) -> &'p [u8] {
     let index = usize::from(copy.slot);
     let (header, rest) = prefix.split_at_mut(VNET_HDR_BYTES);
     let header: &mut [u8; VNET_HDR_BYTES] = header.try_into().expect("split at the header's length");
     batch.slot(index).offload.shifted(copy.edit.delta()).encode(header);
     rest[..12].copy_from_slice(&batch.head(index)[..12]);
     write_tag(copy.edit, &mut rest[12..16]);
+    &prefix[..VNET_HDR_BYTES + 12 + if copy.edit.push().is_some() { 4 } else { 0 }]
 }
 
 fn write_tag(edit: Edit, to: &mut [u8]) {

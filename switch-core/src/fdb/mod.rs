@@ -63,6 +63,9 @@ pub struct FdbHash {
 }
 
 impl FdbHash {
+    /// Of no address: what an unused place holds.
+    pub const EMPTY: FdbHash = FdbHash { key: 0, first: 0, second: 0 };
+
     /// The domain.
     #[inline]
     #[must_use]
@@ -140,7 +143,7 @@ impl Fdb {
     }
 
     /// As [`hash`](Self::hash), on the frame path.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn hash_bits(&self, domain: DomainId, mac: MacBits) -> FdbHash {
         let key = (u64::from(domain.0) << 48) | mac.0;
@@ -155,7 +158,8 @@ impl Fdb {
     /// Brings a key's first bucket into the cache.
     #[inline]
     pub fn prefetch(&self, hash: &FdbHash) {
-        crate::sys::prefetch::prefetch(&self.buckets[hash.first as usize]);
+        // A hint needs no check of its bounds.
+        crate::sys::prefetch::prefetch_line(self.buckets.as_ptr().wrapping_add(hash.first as usize).cast());
     }
 
     /// The port of an address.

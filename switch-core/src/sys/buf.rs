@@ -116,6 +116,7 @@ impl Arena {
     }
 
     /// The unused rest, to be written by a system call before [`commit`](Self::commit).
+    #[inline]
     pub fn spare(&mut self) -> &mut [u8] {
         &mut self.memory[self.used..]
     }
