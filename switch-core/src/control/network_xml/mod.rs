@@ -2,7 +2,7 @@
 //!
 //! Both ways say what is lost: [`read`] returns a warning with the path of every element and attribute that it does not know, and
 //! [`write`](write::write) one for each setting that libvirt has no words for. A value that is known and wrong is an error. Whether the switch can do what
-//! was read is another question, which [`NetworkSpec::supported`] answers. The files in `tests/networks` are `virsh net-dumpxml`'s own.
+//! was read is another question, which [`NetworkSpec::supported`] answers. The files in `tests/network-xml` are `virsh net-dumpxml`'s own.
 
 mod read;
 #[cfg(test)]

@@ -6,7 +6,7 @@ use super::*;
 use crate::control::spec::network::{ForwardMode, MacvtapMode};
 
 /// What `virsh net-dumpxml` of libvirt 9.0 says of networks of all modes.
-const RECORDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/networks");
+const RECORDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/network-xml");
 
 fn recorded(name: &str) -> String {
     std::fs::read_to_string(format!("{RECORDED}/{name}.xml")).expect("recorded")
