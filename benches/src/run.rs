@@ -149,14 +149,25 @@ pub struct Seen<J> {
     pub cpu_ns: u64,
 }
 
-/// What a sink tells while it runs.
+/// What a sink is told, and tells, while it runs.
 #[derive(Debug, Default)]
-struct Progress {
+pub struct Progress {
     stop: AtomicBool,
     arrived: AtomicU64,
 }
 
-fn drain<J: Judge>(end: &mut dyn Receive, mut judge: J, progress: &Progress) -> anyhow::Result<Seen<J>> {
+impl Progress {
+    /// Tells the sink to end once nothing of ours has come for 100 ms.
+    pub fn stop(&self) {
+        self.stop.store(true, Relaxed);
+    }
+}
+
+/// Receives on this thread until it is told to stop.
+///
+/// # Errors
+/// The end is broken.
+pub fn drain<J: Judge>(end: &mut dyn Receive, mut judge: J, progress: &Progress) -> anyhow::Result<Seen<J>> {
     let cpu = thread_ns()?;
     // What was dropped before is nobody's.
     end.take_lost()?;

@@ -38,7 +38,7 @@ impl Ovs {
     ///
     /// # Errors
     /// Open vSwitch is not installed, or does not come up.
-    pub fn start(hosts: [&Namespace; 2], tso: bool) -> anyhow::Result<Ovs> {
+    pub fn start(hosts: &[&Namespace], tso: bool) -> anyhow::Result<Ovs> {
         let tso = format!("other_config:userspace-tso-enable={tso}");
         let config = [&tso, "other_config:n-handler-threads=1", "other_config:n-revalidator-threads=1"];
         let ovs = Ovs::bridge("ovs-vswitchd", &config)?;

@@ -1,0 +1,79 @@
+//! One file per scenario, and what several of them share.
+
+mod frame_size;
+mod netns;
+
+use super::{Scenario, Turn, contest, load, profile};
+use crate::{
+    results::{Direction, Metric, Parameter, Parameters, Role, Round},
+    run::Limit,
+    selftest::Loop,
+    traffic::Traffic,
+};
+
+/// In the order of `bench list`.
+pub static SCENARIOS: [Scenario; 2] = [netns::SCENARIO, frame_size::SCENARIO];
+
+/// Parameters by name.
+fn parameters<const N: usize>(all: [(&str, Parameter); N]) -> Parameters {
+    all.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// A size as a parameter: a number where it is one.
+fn size(text: &str) -> Parameter {
+    text.parse::<u64>().map_or_else(|_| Parameter::from(text), Parameter::from)
+}
+
+/// The metrics of whatever measures frames per second.
+fn throughput_metrics() -> Vec<Metric> {
+    vec![
+        Metric::new("throughput", "frames/s", Direction::HigherIsBetter, 0),
+        Metric::new("CPU time", "ns/frame", Direction::LowerIsBetter, 0),
+        Metric::new("loss", "%", Direction::LowerIsBetter, 2),
+    ]
+}
+
+/// Whether a contestant is one that connects two hosts only.
+fn pairs_only(name: &str) -> bool {
+    matches!(name, "loop" | "loop-busy" | "veth")
+}
+
+/// A whole turn that measures throughput: fabric, warm-up, measurement, ceiling, and a profile if wanted.
+fn throughput_turn(
+    turn: &Turn<'_>,
+    fabric: &super::Fabric,
+    lanes: &[load::Lane],
+    ways: &[Loop],
+) -> anyhow::Result<Round> {
+    let found = load::throughput(turn, fabric, lanes)?;
+    let loss = found.measured.loss_percent();
+    let profile = profiled(turn, fabric, lanes)?;
+    let ceiling = ceiling(turn, ways, &lanes[0].traffic)?;
+    let mut round = found.into_round(turn, "throughput", Some(&ceiling)).value("loss", loss);
+    round.profile = profile;
+    Ok(round)
+}
+
+/// The lowest of some ceilings: what generator and sink reach at best together.
+fn ceiling(turn: &Turn<'_>, ways: &[Loop], traffic: &Traffic) -> anyhow::Result<crate::selftest::Ceiling> {
+    let mut lowest = turn.context.ceiling(ways[0], traffic)?;
+    for way in &ways[1..] {
+        let other = turn.context.ceiling(*way, traffic)?;
+        if other.received_per_s < lowest.received_per_s {
+            lowest = other;
+        }
+    }
+    Ok(lowest)
+}
+
+/// A profile of ours under the same load, beside no measurement: sampling costs time.
+fn profiled(
+    turn: &Turn<'_>,
+    fabric: &super::Fabric,
+    lanes: &[load::Lane],
+) -> anyhow::Result<Option<crate::results::Profile>> {
+    let ours = contest::role(turn.contestant) == Role::Ours;
+    let Some(pid) = fabric.pid().filter(|_| turn.context.profile && ours && turn.round == 0) else { return Ok(None) };
+    let load = || load::offer(fabric, lanes, None, Limit::time(turn.context.time), false).map(drop);
+    profile::record(pid, load).map(Some)
+}
