@@ -18,6 +18,7 @@ use switch_core::sys::raw::BURST;
 use crate::{
     cpu::thread_ns,
     ends::{Receive, Transmit},
+    measure::CANCELLED,
     traffic::{Composer, Outcome, Schedule, Tally, Traffic, compose::Source, now_ns, schedule::Lag, tally::Judge},
 };
 
@@ -258,7 +259,7 @@ impl Run<Tally> {
     }
 }
 
-/// Sends and receives until a limit.
+/// Sends and receives until a limit, or until the program is told to stop.
 ///
 /// # Errors
 /// An end is broken.
@@ -273,7 +274,7 @@ pub fn run<J: Judge>(
     let progress = Progress::default();
     std::thread::scope(|scope| {
         let sink: ScopedJoinHandle<'_, _> = scope.spawn(|| drain(rx, judge, &progress));
-        let sent = generate(source, tx, schedule, limit, &AtomicBool::new(false));
+        let sent = generate(source, tx, schedule, limit, &CANCELLED);
         // Whatever happened, or the sink would never end.
         progress.stop.store(true, Relaxed);
         let seen = sink.join().map_err(|_| anyhow::anyhow!("the sink panicked"))?;

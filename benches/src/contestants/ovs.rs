@@ -22,6 +22,8 @@ use crate::netns::{Namespace, wait_for};
 
 /// The switch with DPDK, whatever `ovs-vswitchd` is set to.
 pub const WITH_DPDK: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
+/// As many addresses as the other contestants have room for.
+const ROOMY: &str = "other_config:mac-table-size=65536";
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 
 /// A database server and a switch, stopped (by their ids) and removed on drop.
@@ -86,7 +88,7 @@ impl Ovs {
         ovs.vsctl(&[&["--no-wait", "set", "Open_vSwitch", "."][..], config].concat())?;
         let switch = ovs.spawn(&[binary, &format!("unix:{socket}")], "switch")?;
         ovs.switch = Some(switch);
-        let bridge = ["--", "set", "bridge", "br0", "datapath_type=netdev", "fail_mode=standalone"];
+        let bridge = ["--", "set", "bridge", "br0", "datapath_type=netdev", "fail_mode=standalone", ROOMY];
         ovs.vsctl(&[&["add-br", "br0"][..], &bridge].concat())?;
         Ok(ovs)
     }

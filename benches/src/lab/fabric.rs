@@ -58,6 +58,8 @@ enum Station {
 pub struct Fabric {
     forwarder: Forwarder,
     stations: Vec<Station>,
+    /// The VLAN in which stations must speak, where their ports are trunks.
+    vids: Vec<Option<u16>>,
     _directory: Option<Directory>,
 }
 
@@ -81,8 +83,22 @@ impl Fabric {
     /// # Errors
     /// A program is missing or refuses, or frames do not come through.
     pub fn new(setup: &Setup, name: &str, places: &[Place], jumbo: bool) -> anyhow::Result<Fabric> {
+        Fabric::with_trunks(setup, name, places, jumbo, vec![None; places.len()])
+    }
+
+    /// The same, where some stations' ports are trunks: these must speak in a VLAN.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_trunks(
+        setup: &Setup,
+        name: &str,
+        places: &[Place],
+        jumbo: bool,
+        vids: Vec<Option<u16>>,
+    ) -> anyhow::Result<Fabric> {
         go_on()?;
-        let fabric = if !places.contains(&Place::Vm) {
+        let mut fabric = if !places.contains(&Place::Vm) {
             Fabric::of_hosts(setup, name, places.len())?
         } else {
             match name {
@@ -102,6 +118,7 @@ impl Fabric {
             let words = format!("for d in $(ls /sys/class/net/br0/brif); do ip link set $d mtu {JUMBO_MTU}; done");
             exec(&["ip", "netns", "exec", home, "sh", "-c", &words])?;
         }
+        fabric.vids = vids;
         fabric.introduce()?;
         Ok(fabric)
     }
@@ -109,7 +126,12 @@ impl Fabric {
     fn of_hosts(setup: &Setup, name: &str, count: usize) -> anyhow::Result<Fabric> {
         let hosts = (0..count).map(|_| quiet_namespace()).collect::<anyhow::Result<Vec<_>>>()?;
         let forwarder = setup.start(name, Wires::Taps, &hosts.iter().collect::<Vec<_>>())?;
-        Ok(Fabric { forwarder, stations: hosts.into_iter().map(Station::Host).collect(), _directory: None })
+        Ok(Fabric {
+            forwarder,
+            stations: hosts.into_iter().map(Station::Host).collect(),
+            vids: Vec::new(),
+            _directory: None,
+        })
     }
 
     fn vswitch(setup: &Setup, name: &str, places: &[Place]) -> anyhow::Result<Fabric> {
@@ -139,7 +161,7 @@ impl Fabric {
         }
         switch.wait_up(places.len())?;
         let forwarder = Forwarder::new(Some(switch.pid()), switch);
-        Ok(Fabric { forwarder, stations, _directory: Some(directory) })
+        Ok(Fabric { forwarder, stations, vids: Vec::new(), _directory: Some(directory) })
     }
 
     fn bridge(places: &[Place], jumbo: bool) -> anyhow::Result<Fabric> {
@@ -163,7 +185,7 @@ impl Fabric {
             let mtu = if jumbo { JUMBO_MTU } else { "1500" };
             home.exec(&["ip", "link", "set", &device, "mtu", mtu, "master", "br0", "up"])?;
         }
-        Ok(Fabric { forwarder: Forwarder::new(None, home), stations, _directory: None })
+        Ok(Fabric { forwarder: Forwarder::new(None, home), stations, vids: Vec::new(), _directory: None })
     }
 
     /// Two VMs on Open vSwitch with DPDK, which connects to sockets of ours.
@@ -193,7 +215,7 @@ impl Fabric {
             stations.push(Station::Vm(Mutex::new(FrontEnd::over(stream, driver())?)));
         }
         let forwarder = Forwarder::new(Some(ovs.pid()), (ovs, pages));
-        Ok(Fabric { forwarder, stations, _directory: Some(directory) })
+        Ok(Fabric { forwarder, stations, vids: Vec::new(), _directory: Some(directory) })
     }
 
     /// The process that forwards; `None`: the kernel does.
@@ -246,7 +268,10 @@ impl Fabric {
         for from in 0..self.len() {
             let to = (from + 1) % self.len();
             let (mut tx, mut rx) = (self.tx(from, false)?, self.rx(to)?);
-            let hello = frames::build(MacAddr::BROADCAST, mac(from), SHORT_BYTES, 0);
+            let mut hello = frames::build(MacAddr::BROADCAST, mac(from), SHORT_BYTES, 0);
+            if let Some(vid) = self.vids[from] {
+                hello.splice(12..12, [[0x81, 0x00], vid.to_be_bytes()].concat());
+            }
             let hello = [&[0; VNET_HDR_BYTES][..], &hello].concat();
             let mut failed = None;
             wait_for("stations hear each other", PATIENCE, || {

@@ -1,8 +1,9 @@
 //! Offers a load to a fabric and accounts for it: from every source a thread, at every destination a thread.
 
 use std::{
+    collections::BTreeMap,
     sync::{
-        atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
+        atomic::{AtomicU8, Ordering::Relaxed},
         mpsc,
     },
     time::{Duration, Instant},
@@ -14,6 +15,7 @@ use hdrhistogram::Histogram;
 use super::{Fabric, Turn};
 use crate::{
     cpu::{Charge, Meter},
+    measure::{CANCELLED, go_on},
     results::{Effort, Frames, Latency, Mark, MarkKind, Party, Round, Trial},
     run::{Limit, Progress, drain, generate},
     search::{Goal, Irregular, Limits, search},
@@ -59,6 +61,8 @@ pub struct Measured {
     pub latency: Option<Histogram<u64>>,
     /// Processor time.
     pub charge: Charge,
+    /// Frames that arrived as sent, by station.
+    pub received_at: BTreeMap<usize, u64>,
     /// How long the generators sent.
     pub wall_ns: u64,
     /// Lag behind the schedule of 99 of 100 frames, the worst generator's, in ns.
@@ -132,7 +136,7 @@ pub fn offer(
     let stations = || 0..fabric.len();
     let sources: Vec<usize> = stations().filter(|s| lanes.iter().any(|lane| lane.from == *s)).collect();
     let sinks: Vec<usize> = stations().filter(|s| lanes.iter().any(|lane| lane.to.contains(s))).collect();
-    let (progress, stop) = (Progress::default(), AtomicBool::new(false));
+    let progress = Progress::default();
     let mut receivers = Vec::new();
     for sink in &sinks {
         let mut accounts = Accounts { lanes: Vec::new(), runs: Vec::new(), header: 0 };
@@ -166,7 +170,7 @@ pub fn offer(
             .iter()
             .map(|from| {
                 let own: Vec<usize> = (0..lanes.len()).filter(|i| lanes[*i].from == *from).collect();
-                let (lanes, stop, count) = (&lanes, &stop, sources.len() as u64);
+                let (lanes, count) = (&lanes, sources.len() as u64);
                 scope.spawn(move || -> anyhow::Result<_> {
                     let composers = own.iter().map(|i| Composer::new(lanes[*i].traffic.clone()));
                     let composers = composers.collect::<Result<Vec<_>, _>>()?;
@@ -176,7 +180,7 @@ pub fn offer(
                     let per = lanes[own[0]].traffic.segments() as f64 * count as f64;
                     let schedule = fps.map(|fps| Schedule::paced(fps / per, 1));
                     let limit = Limit { frames: limit.frames.div_ceil(count), ..limit };
-                    let sent = generate(&mut several, &mut *tx, schedule, limit, stop)?;
+                    let sent = generate(&mut several, &mut *tx, schedule, limit, &CANCELLED)?;
                     Ok((own, several.sent, sent))
                 })
             })
@@ -203,7 +207,7 @@ pub fn offer(
             all.offered_fps += sent.rate * segments as f64;
             all.lag_p99_ns = all.lag_p99_ns.max(sent.lag.map_or(0, |lag| lag.p99_ns));
         }
-        for seen in seen {
+        for (station, seen) in sinks.iter().zip(seen) {
             let seen = seen?.context("the sink")?;
             last_ns = last_ns.max(seen.last_ns);
             all.charge.sink += seen.cpu_ns;
@@ -213,6 +217,7 @@ pub fn offer(
                 drops -= outcome.lost_at_sink;
                 all.frames.sent += outcome.sent;
                 all.frames.received += outcome.received;
+                *all.received_at.entry(*station).or_default() += outcome.received;
                 all.frames.lost += outcome.lost + outcome.lost_at_sink;
                 all.lost_at_sink += outcome.lost_at_sink;
                 all.frames.reordered += outcome.reordered;
@@ -324,7 +329,7 @@ pub fn warm_up(turn: &Turn<'_>, fabric: &Fabric, lanes: &[Lane], fps: Option<f64
 /// As [`offer`], or nothing arrives.
 pub fn throughput(turn: &Turn<'_>, fabric: &Fabric, lanes: &[Lane]) -> anyhow::Result<Throughput> {
     warm_up(turn, fabric, lanes, None)?;
-    crate::measure::go_on()?;
+    go_on()?;
     let time = turn.context.time;
     let measured = offer(fabric, lanes, None, Limit::time(time), false)?;
     anyhow::ensure!(measured.frames.received > 0, "no frame came through");
@@ -346,7 +351,7 @@ pub fn throughput(turn: &Turn<'_>, fabric: &Fabric, lanes: &[Lane]) -> anyhow::R
     let limits = Limits { min_load_fps: most * LEAST_PART, max_load_fps: most, budget_s: seconds * 60.0 };
     let mut best: Option<Measured> = None;
     let found = search(&goal, &limits, |load, seconds| -> anyhow::Result<(u64, u64)> {
-        crate::measure::go_on()?;
+        go_on()?;
         let trial = offer(fabric, lanes, Some(load), Limit::time(Duration::from_secs_f64(seconds)), false)?;
         // What the generator could not give at this load is lost as well.
         let due = (load * seconds * factor) as u64;

@@ -44,6 +44,8 @@ pub struct Scenario {
     pub explain: &'static str,
     /// Who can take part, the most telling first.
     pub contestants: &'static [&'static str],
+    /// Programs that it needs besides, and the packages that have them.
+    pub needs: &'static [(&'static str, &'static str)],
     /// Whether `--quick` has it when nobody names scenarios.
     pub quick: bool,
     /// What the values of a round mean.

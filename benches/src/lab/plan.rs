@@ -4,9 +4,9 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{bail, ensure};
 
-use super::{Options, SCENARIOS, contest, load, scenario, sizes};
+use super::{Options, SCENARIOS, Scenario, contest, scenario, sizes};
 use crate::{
-    results::{Case, Effort, Scenario as Declared},
+    results::{Case, Contestant, Effort, Scenario as Declared, Skipped},
     tools::installed,
 };
 
@@ -82,7 +82,13 @@ pub fn plan(options: &Options) -> anyhow::Result<Plan> {
         let mut cases = Vec::new();
         for parameters in (scenario.cases)(options) {
             let fitting = who.iter().filter(|who| (scenario.fits)(who, &parameters));
-            let contestants: Vec<_> = fitting.map(|who| contest::contestant(who)).collect();
+            let lacks = lacks(scenario);
+            let contestants: Vec<_> = fitting
+                .map(|who| {
+                    let contestant = contest::contestant(who);
+                    Contestant { skipped: contestant.skipped.clone().or_else(|| lacks.clone()), ..contestant }
+                })
+                .collect();
             if !contestants.is_empty() {
                 cases.push(Case { parameters, rounds, seconds: time.as_secs_f64(), contestants });
             }
@@ -95,6 +101,17 @@ pub fn plan(options: &Options) -> anyhow::Result<Plan> {
         });
     }
     Ok(Plan { time, scenarios })
+}
+
+/// What this machine lacks for a scenario, whoever takes part.
+#[must_use]
+pub fn lacks(scenario: &Scenario) -> Option<Skipped> {
+    let missing = scenario.needs.iter().filter(|(program, _)| !installed(program));
+    let (programs, packages): (Vec<&str>, Vec<&str>) = missing.copied().unzip();
+    (!programs.is_empty()).then(|| Skipped {
+        reason: format!("{} is not installed", programs.join(", ")),
+        install: Some(format!("apt-get install {}", packages.join(" "))),
+    })
 }
 
 /// The contestants wanted; `None`: all.
@@ -135,6 +152,5 @@ pub fn able(options: &Options) -> anyhow::Result<()> {
         missing.into_iter().collect::<Vec<_>>().join(" ")
     );
     ensure!(!options.profile || installed("perf"), "--profile needs perf: apt-get install linux-perf");
-    ensure!(load::processors() >= 1, "no processor");
     Ok(())
 }

@@ -210,7 +210,11 @@ pub fn list() -> String {
     for scenario in &super::SCENARIOS {
         let quick = if scenario.quick { " (in --quick)" } else { "" };
         let _ = writeln!(out, "{}{quick}\n    {}\n    {}", scenario.name, scenario.about, scenario.explain);
-        let _ = writeln!(out, "    contestants: {}\n", scenario.contestants.join(" "));
+        let _ = writeln!(out, "    contestants: {}", scenario.contestants.join(" "));
+        if let Some(why) = plan::lacks(scenario) {
+            let _ = writeln!(out, "    NOT HERE: {}; {}", why.reason, why.install.unwrap_or_default());
+        }
+        let _ = writeln!(out);
     }
     let _ = writeln!(out, "Contestants");
     for (name, settings) in contest::ALL {

@@ -14,6 +14,7 @@ pub const SCENARIO: Scenario = Scenario {
     explain: "As netns one-to-one, with UDP over IPv4. Sizes count the checksum (FCS). Of gso frames each segment counts, \
         whether it arrives cut or not.",
     contestants: &["vswitch", "vswitch-interrupt", "vswitch-busy", "bridge", "vde", "ovs", "ovs-tso", "veth", "loop"],
+    needs: &[],
     quick: false,
     metrics,
     cases,

@@ -1,7 +1,17 @@
 //! One file per scenario, and what several of them share.
 
+mod flood;
 mod frame_size;
+mod idle;
+mod isolation;
+mod latency;
+mod mac_scale;
+mod mixed;
 mod netns;
+mod replay;
+mod scale;
+mod tcp;
+mod vm;
 
 use super::{Scenario, Turn, contest, load, profile};
 use crate::{
@@ -12,7 +22,20 @@ use crate::{
 };
 
 /// In the order of `bench list`.
-pub static SCENARIOS: [Scenario; 2] = [netns::SCENARIO, frame_size::SCENARIO];
+pub static SCENARIOS: [Scenario; 12] = [
+    netns::SCENARIO,
+    vm::SCENARIO,
+    mixed::SCENARIO,
+    flood::SCENARIO,
+    mac_scale::SCENARIO,
+    isolation::SCENARIO,
+    tcp::SCENARIO,
+    latency::SCENARIO,
+    frame_size::SCENARIO,
+    idle::SCENARIO,
+    scale::SCENARIO,
+    replay::SCENARIO,
+];
 
 /// Parameters by name.
 fn parameters<const N: usize>(all: [(&str, Parameter); N]) -> Parameters {
@@ -32,6 +55,21 @@ fn throughput_metrics() -> Vec<Metric> {
         Metric::new("loss", "%", Direction::LowerIsBetter, 2),
     ]
 }
+
+/// All contestants on TAPs and veths.
+const ON_HOSTS: &[&str] = &[
+    "vswitch",
+    "vswitch-interrupt",
+    "vswitch-busy",
+    "bridge",
+    "bridge-nf",
+    "vde",
+    "ovs",
+    "ovs-tso",
+    "veth",
+    "loop",
+    "loop-busy",
+];
 
 /// Whether a contestant is one that connects two hosts only.
 fn pairs_only(name: &str) -> bool {

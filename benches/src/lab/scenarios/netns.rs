@@ -1,6 +1,6 @@
 //! Hosts in namespaces that send to each other in patterns.
 
-use super::{pairs_only, parameters, size, throughput_metrics, throughput_turn};
+use super::{ON_HOSTS, pairs_only, parameters, size, throughput_metrics, throughput_turn};
 use crate::{
     lab::{Fabric, Options, Place, Scenario, Turn, fabric::mac, load::Lane},
     results::{Effort, Parameter, Parameters, Round},
@@ -13,19 +13,8 @@ pub const SCENARIO: Scenario = Scenario {
     about: "frames per second between hosts in namespaces: one to one, many to one, all to all",
     explain: "AF_PACKET generators and sinks in N namespaces, numbered frames, as fast as they are taken (--full: the \
         greatest load with at most 0.5 % loss, RFC 9971).",
-    contestants: &[
-        "vswitch",
-        "vswitch-interrupt",
-        "vswitch-busy",
-        "bridge",
-        "bridge-nf",
-        "vde",
-        "ovs",
-        "ovs-tso",
-        "veth",
-        "loop",
-        "loop-busy",
-    ],
+    contestants: ON_HOSTS,
+    needs: &[],
     quick: true,
     metrics: throughput_metrics,
     cases,
