@@ -155,7 +155,7 @@ pub struct Bench {
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     pub size: Option<Vec<String>>,
     /// Length of one measurement [default: 0.5 with --quick, 1, 2 with --full].
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     pub time: Option<f64>,
     /// Rounds, in each of which every contestant has a turn [default: 3 with --quick, 5, 9 with --full].
     #[arg(long, value_name = "N")]

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
@@ -13,13 +14,15 @@ use nix::{
 };
 
 use crate::{
-    contestants::Directory,
-    netns::Process,
+    contestants::{Directory, PATIENCE},
+    netns::{Process, wait_for},
     results::{Profile, Symbol},
 };
 
 /// Samples per second: not a divisor of what timers do.
 const FREQUENCY: &str = "997";
+/// Between the file and the first sample.
+const MARGIN: Duration = Duration::from_millis(200);
 /// Symbols listed.
 const TOP: usize = 25;
 
@@ -34,12 +37,18 @@ pub fn record(pid: u32, load: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Re
     let words = ["record", "-q", "-F", FREQUENCY, "--call-graph", "dwarf,8192", "-p", &pid.to_string(), "-o"];
     let child = Command::new("perf").args(words).arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
     let mut perf = Process(child.context("cannot run perf: apt-get install linux-perf")?);
+    // It makes its file when it has attached itself to all threads, or nearly.
+    let begun = || std::fs::metadata(&file).is_ok_and(|m| m.len() > 0) || !matches!(perf.0.try_wait(), Ok(None));
+    wait_for("perf has started", PATIENCE, begun)?;
+    std::thread::sleep(MARGIN);
     load()?;
     let _ = kill(Pid::from_raw(perf.0.id().cast_signed()), Signal::SIGINT);
     perf.0.wait()?;
     ensure!(file.exists(), "perf recorded nothing: may it watch processes? (sysctl kernel.perf_event_paranoid)");
     let text = script(&file)?;
-    Ok(fold(&text))
+    let profile = fold(&text);
+    ensure!(profile.samples > 0, "perf took no sample");
+    Ok(profile)
 }
 
 fn script(file: &Path) -> anyhow::Result<String> {

@@ -13,6 +13,8 @@ mod scale;
 mod tcp;
 mod vm;
 
+use std::time::Duration;
+
 use super::{Scenario, Turn, contest, load, profile};
 use crate::{
     results::{Direction, Metric, Parameter, Parameters, Role, Round},
@@ -104,6 +106,9 @@ fn ceiling(turn: &Turn<'_>, ways: &[Loop], traffic: &Traffic) -> anyhow::Result<
     Ok(lowest)
 }
 
+/// The shortest that is worth a profile.
+const PROFILE_TIME: Duration = Duration::from_secs(1);
+
 /// A profile of ours under the same load, beside no measurement: sampling costs time.
 fn profiled(
     turn: &Turn<'_>,
@@ -112,6 +117,7 @@ fn profiled(
 ) -> anyhow::Result<Option<crate::results::Profile>> {
     let ours = contest::role(turn.contestant) == Role::Ours;
     let Some(pid) = fabric.pid().filter(|_| turn.context.profile && ours && turn.round == 0) else { return Ok(None) };
-    let load = || load::offer(fabric, lanes, None, Limit::time(turn.context.time), false).map(drop);
+    let limit = Limit::time(turn.context.time.max(PROFILE_TIME));
+    let load = || load::offer(fabric, lanes, None, limit, false).map(drop);
     profile::record(pid, load).map(Some)
 }
