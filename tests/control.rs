@@ -52,7 +52,7 @@ fn exit_codes_are_those_of_the_contract() {
     assert_eq!(run(&["--api", "/nonexistent/api.sock", "status"]), Some(1));
     assert_eq!(run(&["status", "--colour"]), Some(2));
     assert_eq!(run(&["--help"]), Some(0));
-    for command in ["run", "apply", "status", "port", "domain", "fdb", "monitor", "brctl", "demo"] {
+    for command in ["run", "apply", "status", "port", "domain", "fdb", "monitor", "brctl", "demo", "bench"] {
         assert_eq!(run(&[command, "--help"]), Some(0), "{command}");
     }
 }

@@ -60,6 +60,15 @@ fn pages() -> anyhow::Result<u64> {
 }
 
 impl HugePages {
+    /// Why there can be none, if so.
+    #[must_use]
+    pub fn missing() -> Option<String> {
+        let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let size = format!("{} kB", HUGE_PAGE_MIB * 1024);
+        let fits = info.lines().any(|l| l.strip_prefix("Hugepagesize:").is_some_and(|rest| rest.trim() == size));
+        (!fits).then(|| format!("the kernel has no hugepages of {HUGE_PAGE_MIB} MiB"))
+    }
+
     /// Sees to it that so much memory is free in hugepages.
     ///
     /// # Errors

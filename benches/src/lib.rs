@@ -9,6 +9,7 @@ pub mod dpdk;
 pub mod ends;
 pub mod frames;
 pub mod frontend;
+pub mod lab;
 pub mod measure;
 pub mod netns;
 pub mod noise;

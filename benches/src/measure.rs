@@ -15,6 +15,7 @@ use switch_core::{
     mac::MacAddr,
     sys::{raw::Way, tap},
 };
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     contestants::{DEVICE, Forwarder, PATIENCE, Setup, Wires},
@@ -32,7 +33,8 @@ pub const SHORT_BYTES: usize = 60;
 const LONG_BYTES: usize = 1514;
 /// Echo requests of a round trip.
 const FLOOD: u32 = 2000;
-const ADDRESSES: [&str; 2] = ["10.79.0.1", "10.79.0.2"];
+/// Of the hosts.
+pub const ADDRESSES: [&str; 2] = ["10.79.0.1", "10.79.0.2"];
 
 /// Set by SIGINT and SIGTERM.
 pub static CANCELLED: AtomicBool = AtomicBool::new(false);
@@ -45,6 +47,28 @@ pub fn go_on() -> anyhow::Result<()> {
     if CANCELLED.load(Relaxed) {
         bail!("interrupted; everything was removed");
     }
+    Ok(())
+}
+
+/// Ends the program at the next [`go_on`] after SIGINT or SIGTERM. By handlers, not by blocking: what is blocked here
+/// would be blocked in every contestant too.
+///
+/// # Errors
+/// The handlers cannot be set.
+pub fn obey_signals() -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let guard = runtime.enter();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    drop(guard);
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        CANCELLED.store(true, Relaxed);
+    });
     Ok(())
 }
 
@@ -63,7 +87,7 @@ impl Lab {
     /// They do not.
     pub fn new(setup: &Setup, name: &str, wires: Wires) -> anyhow::Result<Lab> {
         let hosts = [Namespace::new("ve")?, Namespace::new("ve")?];
-        let forwarder = setup.start(name, wires, [&hosts[0], &hosts[1]])?;
+        let forwarder = setup.start(name, wires, &[&hosts[0], &hosts[1]])?;
         let lab = Lab { forwarder, hosts };
         for (host, address) in lab.hosts.iter().zip(ADDRESSES) {
             host.configure(DEVICE, &[&format!("{address}/24")])?;

@@ -184,4 +184,13 @@ impl KernelBridge {
         // Absent where br_netfilter is not in the kernel, which is as good as off.
         let _ = home.exec(&["sh", "-c", "for f in /proc/sys/net/bridge/bridge-nf-call-*; do echo 0 >$f; done"]);
     }
+
+    /// Has the IP packet filter see the frames of bridges in a namespace, as many hosts do.
+    ///
+    /// # Errors
+    /// `br_netfilter` is not in the kernel.
+    pub fn call_rules(home: &Namespace) -> anyhow::Result<()> {
+        home.exec(&["sh", "-c", "for f in /proc/sys/net/bridge/bridge-nf-call-ip*; do echo 1 >$f || exit 1; done"])?;
+        Ok(())
+    }
 }

@@ -18,6 +18,7 @@ use switch_core::sys::raw::BURST;
 use crate::{
     cpu::thread_ns,
     ends::{Receive, Transmit},
+    measure::CANCELLED,
     traffic::{Composer, Outcome, Schedule, Tally, Traffic, compose::Source, now_ns, schedule::Lag, tally::Judge},
 };
 
@@ -149,14 +150,25 @@ pub struct Seen<J> {
     pub cpu_ns: u64,
 }
 
-/// What a sink tells while it runs.
+/// What a sink is told, and tells, while it runs.
 #[derive(Debug, Default)]
-struct Progress {
+pub struct Progress {
     stop: AtomicBool,
     arrived: AtomicU64,
 }
 
-fn drain<J: Judge>(end: &mut dyn Receive, mut judge: J, progress: &Progress) -> anyhow::Result<Seen<J>> {
+impl Progress {
+    /// Tells the sink to end once nothing of ours has come for 100 ms.
+    pub fn stop(&self) {
+        self.stop.store(true, Relaxed);
+    }
+}
+
+/// Receives on this thread until it is told to stop.
+///
+/// # Errors
+/// The end is broken.
+pub fn drain<J: Judge>(end: &mut dyn Receive, mut judge: J, progress: &Progress) -> anyhow::Result<Seen<J>> {
     let cpu = thread_ns()?;
     // What was dropped before is nobody's.
     end.take_lost()?;
@@ -247,7 +259,7 @@ impl Run<Tally> {
     }
 }
 
-/// Sends and receives until a limit.
+/// Sends and receives until a limit, or until the program is told to stop.
 ///
 /// # Errors
 /// An end is broken.
@@ -262,7 +274,7 @@ pub fn run<J: Judge>(
     let progress = Progress::default();
     std::thread::scope(|scope| {
         let sink: ScopedJoinHandle<'_, _> = scope.spawn(|| drain(rx, judge, &progress));
-        let sent = generate(source, tx, schedule, limit, &AtomicBool::new(false));
+        let sent = generate(source, tx, schedule, limit, &CANCELLED);
         // Whatever happened, or the sink would never end.
         progress.stop.store(true, Relaxed);
         let seen = sink.join().map_err(|_| anyhow::anyhow!("the sink panicked"))?;

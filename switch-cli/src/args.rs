@@ -15,7 +15,8 @@ use crate::commands::qemu_args::{Version, memory_size};
   vswitch demo                                   see it work, in throw-away namespaces
   vswitch run --port vm1=tap --port vm2=tap      a switch with two TAPs, in the foreground
   vswitch domain add blue && vswitch port add vm3=tap,domain=blue:isolated
-  vswitch fdb show --json"
+  vswitch fdb show --json
+  vswitch bench --quick                          measure it beside the kernel bridge"
 )]
 pub struct Cli {
     /// API socket of the switch.
@@ -110,6 +111,107 @@ pub enum Command {
     },
     /// See it work: namespaces, isolation, throughput beside the kernel bridge; cleans up after itself
     Demo,
+    /// Measure: scenarios, this switch and others in turn, a table and a report
+    Bench(Bench),
+    /// What the laboratory's contestants `loop` and `loop-busy` are.
+    #[command(hide = true)]
+    Loop {
+        /// NETNS:DEVICE
+        ends: Vec<String>,
+        /// Never sleep.
+        #[arg(long)]
+        busy: bool,
+    },
+}
+
+/// `vswitch bench`.
+#[derive(Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_help_heading = "Other than measuring",
+    after_help = "Examples:
+  vswitch bench list                             scenarios and contestants, and what this machine lacks
+  vswitch bench --quick                          a few scenarios in under three minutes
+  vswitch bench netns latency --against bridge,ovs --out before
+  vswitch bench netns latency --against bridge,ovs --out after && vswitch bench compare before after
+  vswitch bench frame-size --size 64,1518,imix --runs 9 --time 2
+  vswitch bench --pcap office.pcap --speed 2     a capture, twice as fast as it was recorded
+  vswitch bench --full --out nightly             everything; the same command goes on after an interruption
+
+A run whose directory has an unfinished results.json goes on with it. Exit status: 0 all was measured, 1 something
+failed, 2 bad options, 130 interrupted (partial results are written, nothing is left behind)."
+)]
+pub struct Bench {
+    /// Other than measuring.
+    #[command(subcommand)]
+    pub command: Option<BenchCommand>,
+    /// Scenarios [default: with --quick a few, with --full all].
+    #[arg(value_name = "SCENARIO")]
+    pub scenarios: Vec<String>,
+    /// Contestants; without a vswitch among them, vswitch is added [default: all that a scenario has, with --quick a few].
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    pub against: Option<Vec<String>>,
+    /// Frame sizes: bytes with FCS, imix, jumbo, gso.
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    pub size: Option<Vec<String>>,
+    /// Length of one measurement [default: 0.5 with --quick, 1, 2 with --full].
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub time: Option<f64>,
+    /// Rounds, in each of which every contestant has a turn [default: 3 with --quick, 5, 9 with --full].
+    #[arg(long, value_name = "N")]
+    pub runs: Option<u32>,
+    /// Few and short rounds.
+    #[arg(long, conflicts_with = "full")]
+    pub quick: bool,
+    /// Many and long rounds; throughput is searched for (MLRsearch, RFC 9971).
+    #[arg(long)]
+    pub full: bool,
+    /// Directory for results.json, results.csv and report.html [default: bench-<time>].
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Replay a capture (scenario replay).
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
+    /// So many times as fast as it was recorded.
+    #[arg(long, value_name = "X", requires = "pcap", conflicts_with = "fast", default_value_t = 1.0)]
+    pub speed: f64,
+    /// As fast as frames are taken.
+    #[arg(long, requires = "pcap")]
+    pub fast: bool,
+    /// Profile the switch with perf, beside the measurements.
+    #[arg(long)]
+    pub profile: bool,
+    /// Print the results as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// The smallest cases only.
+    #[arg(long, hide = true)]
+    pub smoke: bool,
+}
+
+/// Commands of `vswitch bench` other than measuring.
+#[derive(Subcommand)]
+pub enum BenchCommand {
+    /// Explain scenarios and contestants, and say what this machine lacks
+    List,
+    /// Compare two runs: 0 no regression, 1 a regression, 2 nothing could be judged
+    Compare {
+        /// results.json, or its directory.
+        old: PathBuf,
+        /// results.json, or its directory.
+        new: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write results.csv and report.html anew, and print the table
+    Report {
+        /// results.json, or its directory.
+        results: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// `vswitch run`.

@@ -45,6 +45,11 @@ fn main() -> ExitCode {
         Command::Brctl { arguments } => commands::brctl::brctl(&client, &arguments),
         Command::OvsVsctl { arguments } => return commands::ovs::ovs_vsctl(client, &arguments),
         Command::Demo => commands::demo::demo(),
+        Command::Loop { ends, busy } => commands::bench::forward(&ends, busy),
+        Command::Bench(wish) => match commands::bench::bench(wish) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,16 +6,14 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::atomic::Ordering::Relaxed,
     time::Duration,
 };
 
 use anyhow::{Context, bail};
-use tokio::signal::unix::{SignalKind, signal};
 use vswitch_benches::{
     contestants::{Setup, WITH_DPDK, Wires, forward},
     dpdk,
-    measure::{CANCELLED, between_holders, between_hosts, go_on},
+    measure::{between_holders, between_hosts, go_on, obey_signals},
     report::{Metric, Report, Runs},
     scale::{cost, idle, many},
     tools::installed,
@@ -211,7 +209,7 @@ impl Options {
         let (mut pairs, mut seconds, mut ports, mut only) = (None, None, None, None);
         let (mut json, mut markdown) = (None, None);
         let binary = std::env::current_exe()?.with_file_name("vswitch");
-        let mut setup = Setup { binary, poll: "interrupt".to_owned() };
+        let mut setup = Setup { binary, poll: "interrupt".to_owned(), arguments: Vec::new(), ports: Vec::new() };
         while let Some(word) = words.next() {
             let mut value = || words.next().with_context(|| format!("{word} needs a value\n{}", usage()));
             let number = |text: String| text.parse::<usize>().with_context(|| format!("{word}: not a number"));
@@ -261,25 +259,6 @@ impl Options {
             _ => None,
         }
     }
-}
-
-/// Ends the program at the next [`go_on`] after SIGINT or SIGTERM. By handlers, not by blocking: what is blocked here
-/// would be blocked in every contestant too.
-fn obey_signals() -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let guard = runtime.enter();
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    drop(guard);
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        });
-        CANCELLED.store(true, Relaxed);
-    });
-    Ok(())
 }
 
 fn main() -> anyhow::Result<()> {

@@ -44,17 +44,28 @@ pub struct Setup {
     pub binary: PathBuf,
     /// The poll mode of the contestant `vswitch`.
     pub poll: String,
+    /// Further arguments of its `run`.
+    pub arguments: Vec<String>,
+    /// What is added to the description of each of its ports, in their order; the last holds for all others.
+    pub ports: Vec<String>,
 }
 
 /// Whatever forwards, until it is dropped.
 pub struct Forwarder {
     pid: Option<u32>,
-    _guards: Vec<Box<dyn std::any::Any>>,
+    bridge: Option<String>,
+    _guards: Vec<Box<dyn std::any::Any + Send + Sync>>,
 }
 
 impl Forwarder {
-    fn new(pid: Option<u32>, guard: impl std::any::Any) -> Forwarder {
-        Forwarder { pid, _guards: vec![Box::new(guard)] }
+    pub(crate) fn new(pid: Option<u32>, guard: impl std::any::Any + Send + Sync) -> Forwarder {
+        Forwarder { pid, bridge: None, _guards: vec![Box::new(guard)] }
+    }
+
+    /// The namespace of the kernel's bridge, if that forwards between hosts.
+    #[must_use]
+    pub fn bridge(&self) -> Option<&str> {
+        self.bridge.as_deref()
     }
 
     /// The process that forwards; `None`: the kernel does.
@@ -69,8 +80,12 @@ fn poll_of<'a>(name: &'a str, default: &'a str) -> &'a str {
     name.strip_prefix("vswitch-").unwrap_or(default)
 }
 
+fn two<'a>(name: &str, hosts: &[&'a Namespace]) -> anyhow::Result<[&'a Namespace; 2]> {
+    hosts.try_into().map_err(|_| anyhow::anyhow!("{name} connects two hosts, not {}", hosts.len()))
+}
+
 /// A namespace with the near ends of veths to the hosts. Both ends are up: without a carrier no port is.
-fn near_ends(hosts: [&Namespace; 2]) -> anyhow::Result<Namespace> {
+fn near_ends(hosts: &[&Namespace]) -> anyhow::Result<Namespace> {
     let home = Namespace::new("vh")?;
     for (i, host) in hosts.iter().enumerate() {
         let near = format!("p{i}");
@@ -82,20 +97,27 @@ fn near_ends(hosts: [&Namespace; 2]) -> anyhow::Result<Namespace> {
 }
 
 impl Setup {
-    /// Starts a contestant between two hosts, whose devices are called [`DEVICE`] afterwards.
+    /// Starts a contestant between hosts, whose devices are called [`DEVICE`] afterwards.
     ///
     /// # Errors
-    /// A program is missing, or refuses.
-    pub fn start(&self, name: &str, wires: Wires, hosts: [&Namespace; 2]) -> anyhow::Result<Forwarder> {
-        let mut guards: Vec<Box<dyn std::any::Any>> = Vec::new();
-        let mut pid = None;
+    /// A program is missing, or refuses, or connects two hosts only.
+    pub fn start(&self, name: &str, wires: Wires, hosts: &[&Namespace]) -> anyhow::Result<Forwarder> {
+        let mut guards: Vec<Box<dyn std::any::Any + Send + Sync>> = Vec::new();
+        let (mut pid, mut bridge) = (None, None);
         match (name, wires) {
             ("loop" | "loop-busy", _) => {
-                let bare = BareLoop::start(hosts, DEVICE, name == "loop-busy")?;
+                let bare = BareLoop::start(two(name, hosts)?, DEVICE, name == "loop-busy")?;
                 pid = Some(bare.pid());
                 guards.push(Box::new(bare));
             }
-            ("bridge", _) => guards.push(Box::new(KernelBridge::new(&hosts, DEVICE)?)),
+            ("bridge" | "bridge-nf", _) => {
+                let kernel = KernelBridge::new(hosts, DEVICE)?;
+                if name == "bridge-nf" {
+                    KernelBridge::call_rules(&kernel.home)?;
+                }
+                bridge = Some(kernel.home.name().to_owned());
+                guards.push(Box::new(kernel));
+            }
             ("vde", _) => guards.push(Box::new(Vde::start(hosts)?)),
             ("ovs" | "ovs-tso", _) => {
                 let ovs = Ovs::start(hosts, name == "ovs-tso")?;
@@ -103,28 +125,30 @@ impl Setup {
                 guards.push(Box::new(ovs));
             }
             ("veth", _) => {
-                let (near, far) = (hosts[0].name(), hosts[1].name());
+                let [near, far] = two(name, hosts)?.map(Namespace::name);
                 exec(&["ip", "-n", near, "link", "add", DEVICE, "type", "veth", "peer", "name", DEVICE, "netns", far])?;
             }
             (_, Wires::Taps) => {
-                let specs = [0, 1].map(|i| format!("h{i}=tap,device={DEVICE},netns={}", hosts[i].name()));
+                let spec = |(i, host): (usize, &&Namespace)| format!("h{i}=tap,device={DEVICE},netns={}", host.name());
+                let specs: Vec<String> = hosts.iter().enumerate().map(spec).collect();
                 let switch = self.vswitch(name, &specs)?;
                 pid = Some(switch.pid());
                 guards.push(Box::new(switch));
             }
             (_, Wires::Veths) => {
                 let home = near_ends(hosts)?;
-                let specs = [0, 1].map(|i| format!("h{i}=packet,device=p{i},netns={}", home.name()));
+                let spec = |i| format!("h{i}=packet,device=p{i},netns={}", home.name());
+                let specs: Vec<String> = (0..hosts.len()).map(spec).collect();
                 let switch = self.vswitch(name, &specs)?;
                 pid = Some(switch.pid());
                 // The switch first: it lets go of the devices before they are gone.
-                guards.extend([Box::new(switch) as Box<dyn std::any::Any>, Box::new(home)]);
+                guards.extend([Box::new(switch) as Box<dyn std::any::Any + Send + Sync>, Box::new(home)]);
             }
         }
         for host in hosts {
             wait_for("the host's device", PATIENCE, || host.exec(&["ip", "link", "show", DEVICE]).is_ok())?;
         }
-        Ok(Forwarder { pid, _guards: guards })
+        Ok(Forwarder { pid, bridge, _guards: guards })
     }
 
     /// Starts a contestant on two existing netdevs `p0` and `p1` in `home`: the kernel bridge or vswitch.
@@ -151,13 +175,22 @@ impl Setup {
     /// # Errors
     /// It was not built, or does not come up.
     pub fn vswitch(&self, name: &str, ports: &[String]) -> anyhow::Result<Vswitch> {
-        let mut arguments = vec!["--poll", poll_of(name, &self.poll)];
-        for port in ports {
-            arguments.extend(["--port", port]);
-        }
-        let switch = Vswitch::start(&self.binary, &arguments)?;
+        let switch = self.vswitch_waiting(name, ports)?;
         switch.wait_up(ports.len())?;
         Ok(switch)
+    }
+
+    /// The same, without waiting for its ports.
+    ///
+    /// # Errors
+    /// It was not built.
+    pub fn vswitch_waiting(&self, name: &str, ports: &[String]) -> anyhow::Result<Vswitch> {
+        let mut arguments = vec!["--poll", poll_of(name, &self.poll)];
+        arguments.extend(self.arguments.iter().map(String::as_str));
+        let more = |i: usize| self.ports.get(i).or(self.ports.last()).map_or("", String::as_str);
+        let specs: Vec<String> = ports.iter().enumerate().map(|(i, port)| format!("{port}{}", more(i))).collect();
+        specs.iter().for_each(|spec| arguments.extend(["--port", spec]));
+        Vswitch::start(&self.binary, &arguments)
     }
 }
 

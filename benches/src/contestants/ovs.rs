@@ -22,6 +22,8 @@ use crate::netns::{Namespace, wait_for};
 
 /// The switch with DPDK, whatever `ovs-vswitchd` is set to.
 pub const WITH_DPDK: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
+/// As many addresses as the other contestants have room for.
+const ROOMY: &str = "other_config:mac-table-size=65536";
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 
 /// A database server and a switch, stopped (by their ids) and removed on drop.
@@ -38,7 +40,7 @@ impl Ovs {
     ///
     /// # Errors
     /// Open vSwitch is not installed, or does not come up.
-    pub fn start(hosts: [&Namespace; 2], tso: bool) -> anyhow::Result<Ovs> {
+    pub fn start(hosts: &[&Namespace], tso: bool) -> anyhow::Result<Ovs> {
         let tso = format!("other_config:userspace-tso-enable={tso}");
         let config = [&tso, "other_config:n-handler-threads=1", "other_config:n-revalidator-threads=1"];
         let ovs = Ovs::bridge("ovs-vswitchd", &config)?;
@@ -86,7 +88,7 @@ impl Ovs {
         ovs.vsctl(&[&["--no-wait", "set", "Open_vSwitch", "."][..], config].concat())?;
         let switch = ovs.spawn(&[binary, &format!("unix:{socket}")], "switch")?;
         ovs.switch = Some(switch);
-        let bridge = ["--", "set", "bridge", "br0", "datapath_type=netdev", "fail_mode=standalone"];
+        let bridge = ["--", "set", "bridge", "br0", "datapath_type=netdev", "fail_mode=standalone", ROOMY];
         ovs.vsctl(&[&["add-br", "br0"][..], &bridge].concat())?;
         Ok(ovs)
     }

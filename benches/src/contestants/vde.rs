@@ -1,4 +1,4 @@
-//! VDE: `vde_switch` with two TAPs. It knows no offloads.
+//! VDE: `vde_switch` with a TAP for each host. It knows no offloads.
 
 use std::{
     os::unix::process::CommandExt,
@@ -16,14 +16,18 @@ pub struct Vde {
 }
 
 impl Vde {
-    /// Starts it in the first host's namespace and moves the second TAP from there.
+    /// Starts it in the first host's namespace and moves the other TAPs from there.
     ///
     /// # Errors
     /// `vde_switch` is missing, or makes no TAP.
-    pub fn start(hosts: [&Namespace; 2]) -> anyhow::Result<Vde> {
+    pub fn start(hosts: &[&Namespace]) -> anyhow::Result<Vde> {
         let directory = std::env::temp_dir().join(unique("vde-e2e-"));
+        let others: Vec<String> = (1..hosts.len()).map(|i| format!("other{i}")).collect();
+        let ports = (hosts.len() + 8).to_string();
         let child = Command::new("ip")
-            .args(["netns", "exec", hosts[0].name(), "vde_switch", "-t", DEVICE, "-t", "other", "-s"])
+            .args(["netns", "exec", hosts[0].name(), "vde_switch", "-n", &ports, "-t", DEVICE])
+            .args(others.iter().flat_map(|tap| ["-t", tap]))
+            .arg("-s")
             .arg(&directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -31,8 +35,10 @@ impl Vde {
             .process_group(0)
             .spawn()?;
         let vde = Vde { process: Process(child), directory };
-        wait_for("VDE's TAP", PATIENCE, || hosts[0].exec(&["ip", "link", "show", "other"]).is_ok())?;
-        hosts[0].exec(&["ip", "link", "set", "other", "netns", hosts[1].name(), "name", DEVICE])?;
+        for (tap, host) in others.iter().zip(&hosts[1..]) {
+            wait_for("VDE's TAP", PATIENCE, || hosts[0].exec(&["ip", "link", "show", tap]).is_ok())?;
+            hosts[0].exec(&["ip", "link", "set", tap, "netns", host.name(), "name", DEVICE])?;
+        }
         Ok(vde)
     }
 }

@@ -49,13 +49,13 @@ pub trait Receive: Send {
     }
 }
 
-impl Transmit for Box<dyn Transmit> {
+impl<T: Transmit + ?Sized> Transmit for Box<T> {
     fn send(&mut self, frames: &[Vec<u8>]) -> anyhow::Result<usize> {
         (**self).send(frames)
     }
 }
 
-impl Receive for Box<dyn Receive> {
+impl<T: Receive + ?Sized> Receive for Box<T> {
     fn receive(&mut self, patience: Duration, look: &mut dyn FnMut(&[u8])) -> anyhow::Result<usize> {
         (**self).receive(patience, look)
     }

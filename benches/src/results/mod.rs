@@ -81,7 +81,9 @@ pub enum Effort {
     /// Few and short rounds: shows that all works, and large differences.
     #[default]
     Quick,
-    /// As many and as long rounds as the scenario asks for.
+    /// Enough rounds for intervals; throughput as the maximum receive rate.
+    Normal,
+    /// As many and as long rounds as the scenario asks for, throughput searched for.
     Full,
 }
 

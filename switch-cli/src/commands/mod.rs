@@ -1,5 +1,6 @@
 //! The commands, and what they share.
 
+pub mod bench;
 pub mod brctl;
 pub mod demo;
 pub mod domain;
