@@ -20,6 +20,7 @@ need dnsmasq dnsmasq-base
 need brctl bridge-utils
 need python3 python3-minimal
 need gcc gcc
+need valgrind valgrind
 need dpdk-testpmd dpdk-dev
 for driver in librte-net-virtio23 librte-net-vhost23 librte-mempool-ring23; do
     dpkg -s "$driver" >/dev/null 2>&1 || packages+=("$driver")
@@ -62,6 +63,10 @@ export VSWITCH_SKIPPED
 trap 'rm -f "$VSWITCH_SKIPPED"' EXIT
 echo "== unit, model, simulation, fuzz replay, forwarding, control, namespace, kernel-bridge and libvirt tests"
 cargo test --locked --workspace -- --test-threads 4
+echo "== criterion benches, once each"
+cargo test --locked -p vswitch-benches --benches
+echo "== what only measuring builds have"
+cargo test --locked -p switch-core -p vswitch-benches --features switch-core/burden,vswitch-benches/stages --lib -- stages burden
 echo "== guests of QEMU"
 cargo test --locked -p vswitch-tests --features guests --test guests -- --test-threads 2
 echo "== the MAC table under loom: every interleaving"

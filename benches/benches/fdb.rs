@@ -60,6 +60,9 @@ fn benches(c: &mut Criterion) {
             fdb.learn(&hash, port(next), Now::from_nanos(0), &mut flaps)
         });
     });
+    // What ageing looks through, without finding anything old.
+    let tick = Now::from_nanos(SECOND).tick;
+    c.bench_function("fdb/age, nothing old", |b| b.iter(|| assert_eq!(fdb.age(black_box(tick), |_| 300), 0)));
     // A new tick at each pass over the keys, so that every call writes.
     let mut now = Now::from_nanos(SECOND);
     c.bench_function("fdb/learn, refresh", |b| {

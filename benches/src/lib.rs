@@ -1,6 +1,7 @@
 //! The laboratory: namespaces, a generator and a sink of numbered frames, contestants, a virtio-net driver without a VM,
 //! and statistics. Used by `vswitch demo`, the benchmarks and the tests.
 
+pub mod cases;
 pub mod compare;
 pub mod contestants;
 pub mod counters;
@@ -9,6 +10,7 @@ pub mod dpdk;
 pub mod ends;
 pub mod frames;
 pub mod frontend;
+pub mod gate;
 pub mod lab;
 pub mod measure;
 pub mod netns;

@@ -10,11 +10,12 @@
 //! pipeline    parse -> classify -> learn -> decide; no I/O, no lock, no clock
 //! clean       what the station behind a guarded port may say
 //! fdb  topology  batch  egress  frame  verdict  stats
-//! id  mac  clock  rate  durable  sys
+//! id  mac  clock  rate  durable  stages  burden  sys
 //! ```
 
 pub mod balance;
 pub mod batch;
+pub mod burden;
 pub mod clean;
 pub mod clock;
 pub mod control;
@@ -32,6 +33,7 @@ mod per_slot;
 pub mod pipeline;
 pub mod port;
 pub mod rate;
+pub mod stages;
 pub mod stats;
 pub mod switch;
 pub mod sys;

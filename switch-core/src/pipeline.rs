@@ -15,6 +15,7 @@ use crate::{
     mac::MacBits,
     per_slot::PerSlot,
     rate::Buckets,
+    stages::{Stage, Stages},
     stats::{Counter, CounterBlock},
     topology::{Attachment, DomainEntry, Dress, PortEntry, Role, StormClass, Topology},
     verdict::DropReason,
@@ -174,17 +175,20 @@ pub struct Context<'a> {
 }
 
 /// Judges a batch. Afterwards `plan` holds the copies and the ingress counters are up to date.
-pub fn judge(context: &Context<'_>, batch: &mut Batch, flaps: &mut FlapTable, plan: &mut Plan) {
+pub fn judge(context: &Context<'_>, batch: &mut Batch, flaps: &mut FlapTable, plan: &mut Plan, stages: &mut Stages) {
     let counts = context.ingress.shared.counters.of(context.worker);
     let mut work = PerSlot::new(Work::EMPTY);
     classify(context, batch, counts, &mut work);
+    stages.end(Stage::Classify);
     if context.ingress.learning {
         learn(context, counts, flaps, &mut work);
     }
+    stages.end(Stage::Learn);
     if context.ingress.policed {
         police(context, batch, counts, &mut work);
     }
     decide(context, batch, counts, &work, plan);
+    stages.end(Stage::Decide);
 }
 
 fn classify(context: &Context<'_>, batch: &mut Batch, counts: &CounterBlock, work: &mut PerSlot<Work>) {

@@ -22,6 +22,7 @@ use crate::{
     fdb::{DEFAULT_CAPACITY, Fdb},
     id::{Epoch, PortId},
     port::PortRx,
+    stages,
     topology::{DomainDef, PortDef, Topology, TopologyError},
     worker::{self, Command, Event, PollMode, Worker},
 };
@@ -49,6 +50,7 @@ struct Handle {
     commands: Sender<Command>,
     waker: Waker,
     busy: Arc<AtomicU64>,
+    stages: stages::Reading,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -107,7 +109,7 @@ impl Switch {
         for index in 0..settings.workers.max(1) {
             let worker::Channels { commands, inbox, .. } = worker::channels();
             let (worker, waker) = Worker::new(index, Arc::clone(&fdb), clock, settings.poll, inbox, report.clone())?;
-            let busy = worker.busy();
+            let (busy, stages) = (worker.busy(), worker.stages());
             let cpu = (!settings.cpus.is_empty()).then(|| settings.cpus[index % settings.cpus.len()]);
             if let Some(cpu) = cpu {
                 check_cpu(cpu)?;
@@ -119,7 +121,7 @@ impl Switch {
                 }
                 worker.run();
             })?;
-            workers.push(Handle { commands, waker, busy, thread: Some(thread) });
+            workers.push(Handle { commands, waker, busy, stages, thread: Some(thread) });
         }
         Ok(Switch { fdb, clock, epoch: Epoch(0), workers, owned: Vec::new(), reports })
     }
@@ -140,6 +142,12 @@ impl Switch {
     #[must_use]
     pub fn busy(&self) -> Vec<u64> {
         self.workers.iter().map(|w| w.busy.load(Relaxed)).collect()
+    }
+
+    /// What the stages of each worker's turns cost; nothing if that is not compiled in.
+    #[must_use]
+    pub fn stages(&self) -> Vec<stages::Sums> {
+        self.workers.iter().filter_map(|w| (w.stages)()).collect()
     }
 
     /// How many workers there are.

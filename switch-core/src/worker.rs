@@ -27,11 +27,13 @@ use mio::{Events, Interest, Poll, Token, Waker, unix::SourceFd};
 
 use crate::{
     batch::{BATCH_FRAMES, Batch},
+    burden::Burden,
     clock::{Clock, Now},
     fdb::{Fdb, FlapEvent, FlapTable},
     id::PortId,
     pipeline::{self, Context, Plan},
     port::{Armed, PortRx, RxStatus},
+    stages::{self, Stage, Stages},
     stats::Counter,
     topology::Topology,
     transmit::Transmitter,
@@ -196,6 +198,8 @@ pub struct Worker {
     plan: Plan,
     flaps: FlapTable,
     transmitter: Transmitter,
+    stages: Stages,
+    burden: Burden,
     poll: Poll,
     events: Events,
     commands: Receiver<Command>,
@@ -232,6 +236,8 @@ impl Worker {
             plan: Plan::default(),
             flaps: FlapTable::default(),
             transmitter: Transmitter::new(),
+            stages: Stages::default(),
+            burden: Burden::from_environment(),
             poll,
             events: Events::with_capacity(EVENTS),
             commands,
@@ -247,6 +253,12 @@ impl Worker {
     #[must_use]
     pub fn busy(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.busy)
+    }
+
+    /// What the stages of this worker's turns cost, see [`stages`].
+    #[must_use]
+    pub fn stages(&self) -> stages::Reading {
+        self.stages.reading()
     }
 
     /// One round over the queues that are ready (or hot), in parts if they have very much to send or a command waits;
@@ -266,6 +278,7 @@ impl Worker {
                 continue;
             }
             let Some(queue) = &mut self.queues[index] else { continue };
+            self.stages.begin();
             let status = queue.rx.rx(&mut self.batch);
             queue.ready = status == RxStatus::More;
             hot += usize::from(queue.hot);
@@ -305,6 +318,9 @@ impl Worker {
     /// Carries the batch of one queue to the end; returns how many copies that made.
     fn forward(&mut self, index: usize, now: Now) -> usize {
         let Some(queue) = &mut self.queues[index] else { return 0 };
+        self.stages.end(Stage::Rx);
+        self.stages.frames(self.batch.len());
+        self.burden.spend(self.batch.len());
         let mut copies = 0;
         if let Some(ingress) = self.topology.port(queue.port) {
             let context = Context {
@@ -315,13 +331,15 @@ impl Worker {
                 ingress,
                 queue: queue.queue,
             };
-            pipeline::judge(&context, &mut self.batch, &mut self.flaps, &mut self.plan);
+            pipeline::judge(&context, &mut self.batch, &mut self.flaps, &mut self.plan, &mut self.stages);
             self.transmitter.send(&self.topology, self.index, &self.batch, &self.plan, now);
+            self.stages.end(Stage::Transmit);
             copies = self.plan.len();
             self.plan.clear();
         }
         queue.rx.release(&mut self.batch);
         self.batch.clear();
+        self.stages.end(Stage::Release);
         copies
     }
 

@@ -4,11 +4,13 @@
 //! Cycles and instructions are those of user mode, counted by `perf stat` over two runs of different length, whose
 //! difference leaves out the start. Where the processor's counters are not to be had (most virtual machines), cycles are
 //! those of the time stamp counter, the median of many short slices, and instructions are counted by valgrind.
+//!
+//! `--gate` counts by valgrind alone, all cases, and compares: see `gate.rs`.
 
 use std::{
     hint::black_box,
     path::PathBuf,
-    process::Command,
+    process::{Command, ExitCode},
     sync::{
         Barrier,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -21,95 +23,118 @@ use nix::{
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     unistd::Pid,
 };
-use switch_core::{
-    batch::BATCH_FRAMES,
-    fdb::{Fdb, FlapTable},
-    id::{DomainId, PortId},
-    mac::MacBits,
-    sys::tsc,
-    worker::Worker,
-};
+use switch_core::{batch::BATCH_FRAMES, sys::tsc, worker::Worker};
 use vswitch_benches::{
+    cases::{CASES, Case},
+    gate::{Baseline, Origin, Verdict, compare},
     report::machine,
     stats::{interval, median},
     tools::installed,
-    turns::{Aim, ENTRIES, FLOWS, NOW, Turns},
+    turns::{Aim, NOW, Turns},
 };
 
-const USAGE: &str = "usage: core-cost [--seconds N] [--rounds N] [--json FILE] [--markdown FILE]";
-const CASES: [(&str, &str); 3] = [
-    ("warm", "frame, 1000 warm flows"),
-    ("random", "frame, random destinations of 100,000"),
-    ("hit", "FDB hit with its hash, 1000 warm keys"),
-];
+const USAGE: &str = "usage: core-cost [--seconds N] [--rounds N] [--json FILE] [--markdown FILE]
+       core-cost --gate FILE [--accept] [--only CASE,...] [--burden N]
+
+  --gate FILE   count instructions per frame and compare them with those in FILE; fails if they rose by more than 5 %
+  --accept      write FILE anew instead
+  --only        only these cases
+  --burden N    add N rounds of arithmetic to each frame, to see the gate fail";
+/// The cases of the report: those in which nothing has to be prepared between two steps.
+const REPORTED: usize = 3;
 /// Batches (or as many lookups as they have frames) per slice of the time stamp counter.
 const SLICE: u64 = 100;
 /// Batches of the shorter run under perf, and under valgrind, which is a hundred times slower.
 const PERF_BATCHES: u64 = 200_000;
 const VALGRIND_BATCHES: u64 = 2000;
 
-/// The addresses of the hits begin here.
-const HOSTS: u64 = 0x0200_0000_0000;
+/// Steps of a case before the counted ones.
+const WARM_UP: u64 = 50;
+/// Counted steps of the gate.
+const GATE_STEPS: u64 = 300;
 
-/// Something to repeat; one call handles a batch of frames or lookups.
-fn case(name: &str) -> anyhow::Result<Box<dyn FnMut()>> {
-    let aim = match name {
-        "warm" => Aim::Warm,
-        "random" => Aim::Random,
-        "hit" => return Ok(Box::new(hits())),
-        _ => bail!("no case \"{name}\""),
-    };
-    let mut turns = Turns::new(1, aim)?;
-    Ok(Box::new(move || assert!(turns.workers[0].turn(NOW))))
+/// What valgrind counts, and nothing around it: the switch's part of one step, and `burden` rounds of arithmetic for each
+/// of its frames. By its name.
+#[inline(never)]
+fn counted_step(case: &mut Case, burden: u64) {
+    case.work();
+    if burden > 0 {
+        rounds(case.frames * burden);
+    }
 }
 
-fn hits() -> impl FnMut() {
-    let fdb = Fdb::with_seed(131_072, 1);
-    let mut flaps = FlapTable::default();
-    for number in 0..ENTRIES {
-        fdb.learn(&fdb.hash_bits(DomainId(0), MacBits(HOSTS | number)), PortId((number % 16) as u16), NOW, &mut flaps);
+/// Arithmetic in registers: one dependent multiplication, one rotation, one exclusive or, each round.
+#[inline]
+fn rounds(count: u64) {
+    let mut state = black_box(1u64);
+    for _ in 0..count {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).rotate_left(17) ^ 0x9e37;
     }
-    let mut next = 0;
-    move || {
-        for _ in 0..BATCH_FRAMES {
-            next = (next + 1) % FLOWS;
-            // As the frame path has it: an address read into a register.
-            black_box(fdb.lookup(&fdb.hash_bits(DomainId(0), black_box(MacBits(HOSTS | next)))));
-        }
+    black_box(state);
+}
+
+/// What the counting programs run.
+fn run_case(name: &str, steps: u64, burden: u64) -> anyhow::Result<()> {
+    let mut case = Case::new(name)?;
+    for _ in 0..WARM_UP {
+        case.prepare()?;
+        case.work();
     }
+    for _ in 0..steps {
+        case.prepare()?;
+        counted_step(&mut case, burden);
+    }
+    case.check(WARM_UP + steps)
 }
 
 /// Cycles of the time stamp counter and nanoseconds, each per frame.
 fn clocked(name: &str, time: Duration) -> anyhow::Result<(f64, f64)> {
-    let mut work = case(name)?;
+    let mut case = Case::new(name)?;
     let (mut cycles, mut nanos) = (Vec::new(), Vec::new());
-    let frames = (SLICE * BATCH_FRAMES as u64) as f64;
+    let frames = (SLICE * case.frames) as f64;
     let end = Instant::now() + time;
     while Instant::now() < end {
         let (begin, ticks) = (Instant::now(), tsc::read());
-        (0..SLICE).for_each(|_| work());
+        (0..SLICE).for_each(|_| case.work());
         cycles.push(ticks.zip(tsc::read()).map_or(f64::NAN, |(from, to)| (to - from) as f64 / frames));
         nanos.push(begin.elapsed().as_nanos() as f64 / frames);
     }
     Ok((median(&cycles), median(&nanos)))
 }
 
-/// What a counting program says of this one, running a case for so many batches.
-fn counted(program: &[&str], name: &str, batches: u64, read: fn(&str) -> Vec<f64>) -> anyhow::Result<Vec<f64>> {
+/// What a counting program says of this one, running a case for so many steps.
+fn counted(program: &[&str], run: &[&str], read: fn(&str) -> Vec<f64>) -> anyhow::Result<Vec<f64>> {
     let mut command = Command::new(program[0]);
-    command.args(&program[1..]).arg(std::env::current_exe()?).args(["run", name, &batches.to_string()]);
+    command.args(&program[1..]).arg(std::env::current_exe()?).arg("run").args(run);
     let output = command.env("LC_ALL", "C").output().with_context(|| format!("cannot run {}", program[0]))?;
     let text = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{} failed: {text}", program[0]);
     Ok(read(&text))
 }
 
-/// Counts per frame: the difference of two runs.
-fn per_frame(program: &[&str], name: &str, batches: u64, read: fn(&str) -> Vec<f64>) -> anyhow::Result<Vec<f64>> {
-    let short = counted(program, name, batches, read)?;
-    let long = counted(program, name, 2 * batches, read)?;
-    let frames = (batches * BATCH_FRAMES as u64) as f64;
+/// perf's counts per frame: the difference of two runs.
+fn by_perf(name: &str) -> anyhow::Result<Vec<f64>> {
+    let perf = ["perf", "stat", "-x", ",", "-e", "cycles:u,instructions:u", "--"];
+    let run = |steps: u64| counted(&perf, &[name, &steps.to_string(), "0"], read_perf);
+    let (short, long) = (run(PERF_BATCHES)?, run(2 * PERF_BATCHES)?);
+    let frames = (PERF_BATCHES * BATCH_FRAMES as u64) as f64;
     Ok(short.iter().zip(&long).map(|(short, long)| (long - short) / frames).collect())
+}
+
+/// Instructions per frame, exactly: only [`counted_step`] is counted.
+fn by_valgrind(name: &str, steps: u64, burden: u64) -> anyhow::Result<f64> {
+    let valgrind = [
+        "valgrind",
+        "--tool=callgrind",
+        "--callgrind-out-file=/dev/null",
+        "--collect-atstart=no",
+        "--toggle-collect=*counted_step*",
+    ];
+    let run = [name, &steps.to_string(), &burden.to_string()];
+    let counts = counted(&valgrind, &run, read_valgrind).with_context(|| format!("case \"{name}\""))?;
+    let frames = (steps * Case::new(name)?.frames) as f64;
+    let count = counts.first().copied().filter(|count| *count > 0.0).context("valgrind counted nothing")?;
+    Ok(count / frames)
 }
 
 fn read_perf(text: &str) -> Vec<f64> {
@@ -133,17 +158,14 @@ struct Cost {
 
 fn cost(name: &str, time: Duration) -> anyhow::Result<Cost> {
     let (ticks, nanos) = clocked(name, time)?;
-    if installed("perf") {
-        let perf = ["perf", "stat", "-x", ",", "-e", "cycles:u,instructions:u", "--"];
-        if let [cycles, instructions] = per_frame(&perf, name, PERF_BATCHES, read_perf)?[..] {
-            return Ok(Cost { cycles, instructions, source: "processor's counters", nanos });
-        }
+    if installed("perf")
+        && let [cycles, instructions] = by_perf(name)?[..]
+    {
+        return Ok(Cost { cycles, instructions, source: "processor's counters", nanos });
     }
     if installed("valgrind") {
-        let valgrind = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"];
-        if let [instructions] = per_frame(&valgrind, name, VALGRIND_BATCHES, read_valgrind)?[..] {
-            return Ok(Cost { cycles: ticks, instructions, source: "time stamp counter, valgrind", nanos });
-        }
+        let instructions = by_valgrind(name, VALGRIND_BATCHES, 0)?;
+        return Ok(Cost { cycles: ticks, instructions, source: "time stamp counter, valgrind", nanos });
     }
     Ok(Cost { cycles: ticks, instructions: f64::NAN, source: "time stamp counter", nanos })
 }
@@ -172,14 +194,10 @@ fn turning(worker: &mut Worker) -> impl FnMut() + Send {
     move || _ = worker.turn(NOW)
 }
 
-/// Arithmetic in registers, about as long as a batch: what two processors can do together if they share nothing that
-/// the program can see.
+/// Arithmetic about as long as a batch: what two processors can do together if they share nothing that the program can
+/// see.
 fn arithmetic() {
-    let mut state = black_box(1u64);
-    for _ in 0..BATCH_FRAMES * 32 {
-        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).rotate_left(17) ^ 0x9e37;
-    }
-    black_box(state);
+    rounds(BATCH_FRAMES as u64 * 32);
 }
 
 /// Frames per second of some batches together, each on a processor of its own.
@@ -215,7 +233,7 @@ fn report(time: Duration, rounds: usize) -> anyhow::Result<(String, serde_json::
     let mut text = format!("The switch without the kernel, user mode, one worker\nMachine: {}\n\n", machine());
     text += "| what | cycles | instructions | ns | counted by |\n|---|---:|---:|---:|---|\n";
     let mut costs = Vec::new();
-    for (name, title) in CASES {
+    for (name, title) in &CASES[..REPORTED] {
         eprintln!("core-cost: {title}");
         let Cost { cycles, instructions, source, nanos } = cost(name, time)?;
         text += &format!("| {title} | {} | {} | {nanos:.1} | {source} |\n", unknown(cycles), unknown(instructions));
@@ -241,22 +259,68 @@ fn report(time: Duration, rounds: usize) -> anyhow::Result<(String, serde_json::
     Ok((text, json))
 }
 
-fn main() -> anyhow::Result<()> {
+/// What the gate is to do.
+#[derive(Default)]
+struct Gate {
+    file: PathBuf,
+    accept: bool,
+    only: Option<Vec<String>>,
+    burden: u64,
+}
+
+impl Gate {
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        let here = Origin::here()?;
+        let wanted = |name: &str| self.only.as_ref().is_none_or(|only| only.iter().any(|n| n == name));
+        if let Some(unknown) = self.only.iter().flatten().find(|n| CASES.iter().all(|(name, _)| name != n)) {
+            bail!("no case \"{unknown}\"");
+        }
+        let counts = CASES
+            .iter()
+            .filter(|(name, _)| wanted(name))
+            .map(|(name, _)| Ok(((*name).to_owned(), by_valgrind(name, GATE_STEPS, self.burden)?)))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        if self.accept {
+            let kept = std::fs::read_to_string(&self.file).ok().and_then(|text| Baseline::parse(&text).ok());
+            // A part of the cases replaces a part of the file.
+            let kept = kept.filter(|kept| self.only.is_some() && kept.made_by == here);
+            let mut instructions = kept.map(|kept| kept.instructions).unwrap_or_default();
+            instructions.extend(counts);
+            let text = Baseline { made_by: here, instructions }.to_text()?;
+            std::fs::write(&self.file, &text).with_context(|| format!("cannot write {}", self.file.display()))?;
+            print!("{text}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        let named = || format!("cannot read {}", self.file.display());
+        let kept = Baseline::parse(&std::fs::read_to_string(&self.file).with_context(named)?).with_context(named)?;
+        let (text, verdict) = compare(&kept, &here, &counts);
+        print!("{text}");
+        Ok(if verdict == Verdict::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+}
+
+fn main() -> anyhow::Result<ExitCode> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    // What the counting programs run.
-    if let [run, name, batches] = &words[..]
+    if let [run, name, steps, burden] = &words[..]
         && run == "run"
     {
-        let mut work = case(name)?;
-        (0..batches.parse::<u64>()?).for_each(|_| work());
-        return Ok(());
+        run_case(name, steps.parse()?, burden.parse()?)?;
+        return Ok(ExitCode::SUCCESS);
     }
     let (mut time, mut rounds, mut json, mut markdown) = (Duration::from_secs(2), 9, None::<PathBuf>, None::<PathBuf>);
+    let mut gate = Gate::default();
     let mut words = words.into_iter();
     while let Some(word) = words.next() {
-        if word == "--help" {
-            println!("{USAGE}");
-            return Ok(());
+        match word.as_str() {
+            "--help" => {
+                println!("{USAGE}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            "--accept" => {
+                gate.accept = true;
+                continue;
+            }
+            _ => {}
         }
         let value = words.next().with_context(|| format!("{word} needs a value\n{USAGE}"))?;
         match word.as_str() {
@@ -264,8 +328,14 @@ fn main() -> anyhow::Result<()> {
             "--rounds" => rounds = value.parse::<usize>()?.max(1),
             "--json" => json = Some(value.into()),
             "--markdown" => markdown = Some(value.into()),
+            "--gate" => gate.file = value.into(),
+            "--only" => gate.only = Some(value.split(',').map(str::to_owned).collect()),
+            "--burden" => gate.burden = value.parse()?,
             _ => bail!("no option \"{word}\"\n{USAGE}"),
         }
+    }
+    if !gate.file.as_os_str().is_empty() {
+        return gate.run();
     }
     let (text, values) = report(time, rounds)?;
     print!("{text}");
@@ -275,5 +345,5 @@ fn main() -> anyhow::Result<()> {
     if let Some(path) = json {
         std::fs::write(path, serde_json::to_string_pretty(&values)?)?;
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }

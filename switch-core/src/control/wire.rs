@@ -13,6 +13,7 @@ use crate::{
     fdb::Kind,
     mac::MacAddr,
     network::{Blocker, Lease},
+    stages::{STAGES, Sums},
 };
 
 /// Whether a port works.
@@ -113,6 +114,9 @@ pub struct Status {
     /// Nanoseconds that each worker has spent moving frames, as opposed to polling empty queues and sleeping.
     #[serde(default)]
     pub busy_ns: Vec<u64>,
+    /// What the stages of each worker cost; there are none unless the switch was built to count them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StagesView>,
     /// The number of the topology in use.
     pub epoch: u64,
     /// The number of the desired state: another one after every change of it; see [`Edit::revision`].
@@ -130,6 +134,28 @@ pub struct Status {
     pub fdb_entries: usize,
     /// FDB entries that there is room for.
     pub fdb_capacity: usize,
+}
+
+/// What the stages of a worker's turns have cost since it was started, by the time stamp counter.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StagesView {
+    /// Frames received.
+    pub frames: u64,
+    /// Cycles by stage.
+    pub cycles: BTreeMap<String, u64>,
+    /// The same per frame.
+    pub cycles_per_frame: BTreeMap<String, f64>,
+}
+
+impl From<Sums> for StagesView {
+    fn from(Sums { frames, cycles }: Sums) -> StagesView {
+        let named = || STAGES.iter().map(|name| (*name).to_owned()).zip(cycles);
+        StagesView {
+            frames,
+            cycles: named().collect(),
+            cycles_per_frame: named().map(|(name, n)| (name, n as f64 / frames.max(1) as f64)).collect(),
+        }
+    }
 }
 
 /// `POST /v1/ports` and `POST /v1/domains`: a SPEC as text.
@@ -291,4 +317,17 @@ pub struct StartNetwork {
     /// Chains of others that drop what is forwarded are given an exception.
     #[serde(default)]
     pub fix_forward: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_are_named_and_divided_by_the_frames() {
+        let view = StagesView::from(Sums { frames: 4, cycles: [40, 8, 0, 0, 2, 0] });
+        assert_eq!((view.cycles["rx"], view.cycles_per_frame["rx"]), (40, 10.0));
+        assert_eq!((view.cycles_per_frame["classify"], view.cycles_per_frame["transmit"]), (2.0, 0.5));
+        assert_eq!(StagesView::from(Sums::default()).cycles_per_frame["rx"], 0.0, "of no frames");
+    }
 }

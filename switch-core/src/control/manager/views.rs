@@ -28,6 +28,7 @@ impl Manager {
             uptime_s: self.started.elapsed().as_secs(),
             workers: self.switch.workers(),
             busy_ns: self.switch.busy(),
+            stages: self.switch.stages().into_iter().map(Into::into).collect(),
             epoch: self.switch.epoch().0,
             revision: self.revision,
             ports_up: ports.len() - down - waiting,
