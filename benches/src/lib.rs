@@ -10,6 +10,7 @@ pub mod ends;
 pub mod frames;
 pub mod frontend;
 pub mod measure;
+pub mod nat;
 pub mod netns;
 pub mod noise;
 pub mod output;

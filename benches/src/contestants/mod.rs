@@ -35,6 +35,8 @@ pub enum Wires {
     Taps,
     /// The switch has the near end of a veth pair as a netdev.
     Veths,
+    /// The first host is a guest behind a TAP, the second one is outside, behind a veth that stands for the NIC.
+    Uplink,
 }
 
 /// What is common to all runs.
@@ -69,8 +71,11 @@ fn poll_of<'a>(name: &'a str, default: &'a str) -> &'a str {
     name.strip_prefix("vswitch-").unwrap_or(default)
 }
 
-/// A namespace with the near ends of veths to the hosts. Both ends are up: without a carrier no port is.
-fn near_ends(hosts: [&Namespace; 2]) -> anyhow::Result<Namespace> {
+/// A namespace with the near ends of veths to the hosts, `p0` and so on. Both ends are up: without a carrier no port is.
+///
+/// # Errors
+/// As `ip` says.
+pub fn near_ends(hosts: &[&Namespace]) -> anyhow::Result<Namespace> {
     let home = Namespace::new("vh")?;
     for (i, host) in hosts.iter().enumerate() {
         let near = format!("p{i}");
@@ -113,11 +118,21 @@ impl Setup {
                 guards.push(Box::new(switch));
             }
             (_, Wires::Veths) => {
-                let home = near_ends(hosts)?;
+                let home = near_ends(&hosts)?;
                 let specs = [0, 1].map(|i| format!("h{i}=packet,device=p{i},netns={}", home.name()));
                 let switch = self.vswitch(name, &specs)?;
                 pid = Some(switch.pid());
                 // The switch first: it lets go of the devices before they are gone.
+                guards.extend([Box::new(switch) as Box<dyn std::any::Any>, Box::new(home)]);
+            }
+            (_, Wires::Uplink) => {
+                let home = near_ends(&hosts[1..])?;
+                let specs = [
+                    format!("h0=tap,device={DEVICE},netns={}", hosts[0].name()),
+                    format!("h1=packet,device=p0,netns={}", home.name()),
+                ];
+                let switch = self.vswitch(name, &specs)?;
+                pid = Some(switch.pid());
                 guards.extend([Box::new(switch) as Box<dyn std::any::Any>, Box::new(home)]);
             }
         }
@@ -157,6 +172,17 @@ impl Setup {
         }
         let switch = Vswitch::start(&self.binary, &arguments)?;
         switch.wait_up(ports.len())?;
+        Ok(switch)
+    }
+
+    /// Starts the switch under test in a namespace, which is its host, without ports.
+    ///
+    /// # Errors
+    /// It was not built, or does not come up.
+    pub fn vswitch_in(&self, name: &str, home: &Namespace) -> anyhow::Result<Vswitch> {
+        // The process has the namespace of the thread that starts it.
+        let switch = home.run(|| Vswitch::start(&self.binary, &["--poll", poll_of(name, &self.poll)]))??;
+        switch.wait_up(0)?;
         Ok(switch)
     }
 }
