@@ -110,7 +110,8 @@ fn plain(word: &str, counters: bool) -> String {
     let number = word.strip_prefix("time=").unwrap_or(word);
     // `0.3`, or a span as iperf3 has it: `0.00-3.01`.
     let fraction = number.split('-').all(|part| part.split_once('.').is_some_and(|(a, b)| digits(a) && digits(b)));
-    if word.starts_with("time=") || fraction || counters && digits(word) { "N".to_owned() } else { word.to_owned() }
+    let duration = number.strip_suffix("ms").is_some_and(digits);
+    if word.starts_with("time=") || duration || fraction || counters && digits(word) { "N".to_owned() } else { word.to_owned() }
 }
 
 /// Lines as they are compared. Numbers are counters in tables that have such a column, and after the word `pid`.
