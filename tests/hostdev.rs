@@ -1,5 +1,5 @@
 //! `vswitch hostdev` on a sysfs tree written down by hand: one NIC with four of eight functions enabled, one without any, one
-//! that is no SR-IOV NIC. What this cannot show is in docs/guide.md.
+//! that is no SR-IOV NIC. What this cannot show is in docs/guide/reference.md.
 
 use std::{
     fs,

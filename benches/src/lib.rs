@@ -13,6 +13,7 @@ pub mod frontend;
 pub mod gate;
 pub mod lab;
 pub mod measure;
+pub mod nat;
 pub mod netns;
 pub mod noise;
 pub mod output;

@@ -26,7 +26,7 @@ pub struct Tcp {
 /// # Errors
 /// iperf3 is missing or fails.
 pub fn tcp(client: &Namespace, server: &Namespace, address: &str, time: Duration) -> anyhow::Result<Tcp> {
-    tcp_streams(client, server, address, time, 1)
+    iperf3(client, server, address, time, &[])
 }
 
 /// Runs so many TCP streams from `client` to `server` (at `address`) at once, for a second at least.
@@ -40,6 +40,24 @@ pub fn tcp_streams(
     time: Duration,
     streams: u64,
 ) -> anyhow::Result<Tcp> {
+    iperf3(client, server, address, time, &["-P", &streams.to_string()])
+}
+
+/// The same with the data from `server` to `client`, which connects all the same.
+///
+/// # Errors
+/// iperf3 is missing or fails.
+pub fn tcp_back(client: &Namespace, server: &Namespace, address: &str, time: Duration) -> anyhow::Result<Tcp> {
+    iperf3(client, server, address, time, &["--reverse"])
+}
+
+fn iperf3(
+    client: &Namespace,
+    server: &Namespace,
+    address: &str,
+    time: Duration,
+    options: &[&str],
+) -> anyhow::Result<Tcp> {
     let _server = server.spawn(&["iperf3", "-s", "-1"])?;
     wait_for("iperf3 server", Duration::from_secs(5), || {
         server.exec(&["ss", "-Hltn", "sport = :5201"]).is_ok_and(|out| !out.is_empty())
@@ -47,9 +65,8 @@ pub fn tcp_streams(
     let seconds = format!("{:.0}", time.as_secs_f64().max(1.0));
     // iperf3 waits for ever for a peer that does not answer.
     let limit = format!("{:.0}", time.as_secs_f64() + 20.0);
-    let streams = streams.to_string();
-    let words = ["timeout", &limit, "iperf3", "-J", "-c", address, "-t", &seconds, "-P", &streams];
-    let out = client.exec(&words)?;
+    let words = ["timeout", &limit, "iperf3", "-J", "-c", address, "-t", &seconds];
+    let out = client.exec(&[&words[..], options].concat())?;
     let json: serde_json::Value = serde_json::from_str(&out).context("iperf3 printed no JSON")?;
     Ok(Tcp {
         bits_per_second: json["end"]["sum_received"]["bits_per_second"]

@@ -390,7 +390,7 @@ pub enum Domain {
     Add {
         /// Its name.
         name: String,
-        /// key=value: mtu, ageing, group-fwd-mask, host, fdb-limit.
+        /// key=value: mtu, ageing, group-fwd-mask, host, transparent, fdb-limit, rate.
         settings: Vec<String>,
     },
     /// Remove a domain without members

@@ -14,6 +14,7 @@ use vswitch_benches::{
     contestants::{Setup, WITH_DPDK, Wires, forward},
     dpdk,
     measure::{between_holders, between_hosts, go_on, obey_signals},
+    nat::through_nat,
     report::{Metric, Report, Runs},
     scale::{cost, idle, many},
     tools::installed,
@@ -40,7 +41,7 @@ const fn metric(name: &'static str, digits: usize) -> Metric {
 
 const BETWEEN_HOSTS: &[Metric] = &[metric("60 B frames/s", 0), metric("TCP Gbit/s", 2), metric("ping -f µs", 1)];
 
-const SCENARIOS: [Scenario; 10] = [
+const SCENARIOS: [Scenario; 12] = [
     Scenario {
         name: "tap",
         about: "two hosts behind TAPs (the kernel's contestants: behind veths)",
@@ -98,6 +99,31 @@ const SCENARIOS: [Scenario; 10] = [
         seconds: 2,
         ports: 2,
         run: |name, o| between_holders(&o.setup, name, o.time),
+    },
+    Scenario {
+        name: "uplink",
+        about: "a guest behind a TAP and a host outside, behind a veth as NIC (the kernel's contestant: both behind veths)",
+        contestants: &["vswitch", "vswitch-adaptive", "vswitch-busy", "bridge"],
+        metrics: BETWEEN_HOSTS,
+        pairs: 9,
+        seconds: 2,
+        ports: 2,
+        run: |name, o| between_hosts(&o.setup, name, Wires::Uplink, o.time),
+    },
+    Scenario {
+        name: "nat",
+        about: "TCP from a guest through its network's gateway; bridge: the kernel's, with libvirt's rules",
+        contestants: &["vswitch", "vswitch-adaptive", "vswitch-busy", "bridge"],
+        metrics: &[
+            metric("out Gbit/s", 2),
+            metric("out retransmits", 0),
+            metric("in Gbit/s", 2),
+            metric("in retransmits", 0),
+        ],
+        pairs: 9,
+        seconds: 2,
+        ports: 2,
+        run: |name, o| through_nat(&o.setup, name, o.time),
     },
     Scenario {
         name: "idle",
@@ -256,6 +282,7 @@ impl Options {
         match name {
             "vde" => install("vde_switch", "vde2"),
             "ovs" | "ovs-tso" => install("ovs-vswitchd", "openvswitch-switch"),
+            _ if self.scenario.name == "nat" => install("nft", "nftables"),
             _ => None,
         }
     }

@@ -35,6 +35,8 @@ pub enum Wires {
     Taps,
     /// The switch has the near end of a veth pair as a netdev.
     Veths,
+    /// The first host is a guest behind a TAP, the second one is outside, behind a veth that stands for the NIC.
+    Uplink,
 }
 
 /// What is common to all runs.
@@ -84,8 +86,11 @@ fn two<'a>(name: &str, hosts: &[&'a Namespace]) -> anyhow::Result<[&'a Namespace
     hosts.try_into().map_err(|_| anyhow::anyhow!("{name} connects two hosts, not {}", hosts.len()))
 }
 
-/// A namespace with the near ends of veths to the hosts. Both ends are up: without a carrier no port is.
-fn near_ends(hosts: &[&Namespace]) -> anyhow::Result<Namespace> {
+/// A namespace with the near ends of veths to the hosts, `p0` and so on. Both ends are up: without a carrier no port is.
+///
+/// # Errors
+/// As `ip` says.
+pub fn near_ends(hosts: &[&Namespace]) -> anyhow::Result<Namespace> {
     let home = Namespace::new("vh")?;
     for (i, host) in hosts.iter().enumerate() {
         let near = format!("p{i}");
@@ -144,6 +149,16 @@ impl Setup {
                 // The switch first: it lets go of the devices before they are gone.
                 guards.extend([Box::new(switch) as Box<dyn std::any::Any + Send + Sync>, Box::new(home)]);
             }
+            (_, Wires::Uplink) => {
+                let home = near_ends(&hosts[1..])?;
+                let specs = [
+                    format!("h0=tap,device={DEVICE},netns={}", hosts[0].name()),
+                    format!("h1=packet,device=p0,netns={}", home.name()),
+                ];
+                let switch = self.vswitch(name, &specs)?;
+                pid = Some(switch.pid());
+                guards.extend([Box::new(switch) as Box<dyn std::any::Any + Send + Sync>, Box::new(home)]);
+            }
         }
         for host in hosts {
             wait_for("the host's device", PATIENCE, || host.exec(&["ip", "link", "show", DEVICE]).is_ok())?;
@@ -191,6 +206,17 @@ impl Setup {
         let specs: Vec<String> = ports.iter().enumerate().map(|(i, port)| format!("{port}{}", more(i))).collect();
         specs.iter().for_each(|spec| arguments.extend(["--port", spec]));
         Vswitch::start(&self.binary, &arguments)
+    }
+
+    /// Starts the switch under test in a namespace, which is its host, without ports.
+    ///
+    /// # Errors
+    /// It was not built, or does not come up.
+    pub fn vswitch_in(&self, name: &str, home: &Namespace) -> anyhow::Result<Vswitch> {
+        // The process has the namespace of the thread that starts it.
+        let switch = home.run(|| Vswitch::start(&self.binary, &["--poll", poll_of(name, &self.poll)]))??;
+        switch.wait_up(0)?;
+        Ok(switch)
     }
 }
 

@@ -76,6 +76,12 @@ impl Vswitch {
         Ok(String::from_utf8(output.stdout)?)
     }
 
+    /// A file in its own directory.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
