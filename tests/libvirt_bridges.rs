@@ -125,7 +125,7 @@ fn the_hook_makes_ports_and_takes_them_back() {
 #[test]
 fn networks_go_both_ways() {
     let Some(libvirt) = Libvirt::start() else { return };
-    let directory = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/networks"));
+    let directory = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/network-xml"));
     let mut networks = 0;
     for entry in fs::read_dir(directory).expect("recorded") {
         let path = entry.expect("recorded").path();

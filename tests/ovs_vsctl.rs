@@ -127,7 +127,7 @@ fn a_pair_of_devices_joins_the_two_switches() {
         return skip(&format!("{missing} is not installed"));
     }
     let [theirs, other, ours] = ["oa", "ob", "oc"].map(|prefix| Namespace::new(prefix).expect("root"));
-    let ovs = Ovs::start([&theirs, &other], false).expect("Open vSwitch starts");
+    let ovs = Ovs::start(&[&theirs, &other], false).expect("Open vSwitch starts");
     let near = unique("ov");
     let pair = ["ip", "link", "add", &near, "type", "veth", "peer", "name", "patch0", "netns", ovs.home().name()];
     exec(&pair).expect("made");

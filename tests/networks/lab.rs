@@ -176,7 +176,13 @@ pub fn reaches(from: &Namespace, to: &str) {
 
 /// One line over TCP to where it is forwarded to.
 pub fn calls(from: &Namespace, address: &str, to: &Namespace, listen: &str) -> anyhow::Result<String> {
-    let listener = to.run(|| TcpListener::bind(listen))??;
+    let mut listener = None;
+    // A process that another test is just making may still hold the one before.
+    wait_for("a place to listen at", PATIENCE, || {
+        listener = to.run(|| TcpListener::bind(listen)).ok().and_then(Result::ok);
+        listener.is_some()
+    })?;
+    let listener = listener.ok_or_else(|| anyhow::anyhow!("nowhere to listen"))?;
     let answering =
         std::thread::spawn(move || listener.accept().map(|(mut s, peer)| s.write_all(b"hello").map(|()| peer)));
     let address = address.parse()?;

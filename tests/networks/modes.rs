@@ -1,7 +1,7 @@
 //! What each forward mode lets through, and what not.
 
-use vswitch_benches::netns::{Namespace, exec};
-use vswitch_tests::transfer;
+use vswitch_benches::netns::{Namespace, exec, wait_for};
+use vswitch_tests::{PATIENCE, transfer};
 
 use super::lab::{HOST, Lab, NAT, OUTSIDE, OUTSIDE6, calls, ping, reaches};
 
@@ -77,7 +77,7 @@ fn routed_networks_keep_addresses_and_open_ones_have_no_rules() {
     lab.define(&text("open")).expect("defined");
     reaches(&guest, OUTSIDE);
     lab.host.exec(&["ip", "route", "replace", "10.9.0.5", "dev", "lab"]).expect("a route");
-    assert!(foreign(&guest), "an open network has no rules");
+    wait_for("an open network has no rules", PATIENCE, || foreign(&guest)).expect("it has");
     assert_eq!(lab.host.exec(&["nft", "list", "ruleset"]).expect("listed"), "");
 }
 

@@ -68,7 +68,7 @@ fn fold(text: &str) -> Profile {
         let Some(head) = lines.next() else { continue };
         let mut words = head.split_whitespace().rev();
         let event = words.next().unwrap_or_default().trim_end_matches(':');
-        let thread = words.last().unwrap_or("?");
+        let thread = words.next_back().unwrap_or("?");
         let stack: Vec<(String, String)> = lines.filter_map(frame).collect();
         let Some(leaf) = stack.first() else { continue };
         event.split(':').next().unwrap_or(event).clone_into(&mut profile.event);

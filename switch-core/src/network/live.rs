@@ -151,7 +151,7 @@ impl Live {
         let uplinks = if named.is_empty() { address::uplinks()? } else { named };
         let (ipv4, ipv6) = self.families();
         if ipv4 {
-            sysctl::forward_ipv4(book, &self.place, &name, &[&uplinks[..], &[device.clone()]].concat())?;
+            sysctl::forward_ipv4(book, &self.place, &name, &[&uplinks[..], std::slice::from_ref(&device)].concat())?;
         }
         if ipv6 {
             sysctl::forward_ipv6(book, &self.place, &name, &device)?;

@@ -76,7 +76,7 @@ fn usage() -> String {
     let mut text =
         "vswitch as ovs-vsctl; usage: ovs-vsctl [OPTIONS] [--] COMMAND [ARG...] [-- COMMAND [ARG...]]...\n".to_owned();
     for (name, _, _, arguments) in COMMANDS {
-        text.push_str(&format!("  {name} {arguments}").trim_end().to_owned());
+        text.push_str(format!("  {name} {arguments}").trim_end());
         text.push('\n');
     }
     text.push_str("Tables: Bridge Port Interface (QoS and Queue are empty)\n");

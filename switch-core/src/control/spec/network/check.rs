@@ -248,7 +248,7 @@ fn check_ip(ip: &IpSpec) -> Result<(), SpecError> {
         return wrong("guests can only make their own addresses with a prefix of 64 bits");
     }
     let unit = if ip.address.is_ipv4() { 8 } else { 4 };
-    if ip.local_ptr && (ip.address.prefix == 0 || ip.address.prefix % unit != 0) {
+    if ip.local_ptr && (ip.address.prefix == 0 || !ip.address.prefix.is_multiple_of(unit)) {
         return wrong(format!("local_ptr needs a prefix that is a multiple of {unit} bits"));
     }
     if let Some(root) = ip.tftp_root.as_ref().filter(|root| root.contains(['\n', '\r', '\0']) || !root.starts_with('/'))

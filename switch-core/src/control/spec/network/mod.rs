@@ -404,7 +404,7 @@ impl NetworkSpec {
     /// Whether the network has a domain of its own.
     #[must_use]
     pub fn has_domain(&self) -> bool {
-        !self.foreign() && !(self.forward.mode == ForwardMode::Bridge && self.forward.domain.is_some())
+        !(self.foreign() || self.forward.mode == ForwardMode::Bridge && self.forward.domain.is_some())
     }
 
     /// Whether frames pass by something that is not this switch.
