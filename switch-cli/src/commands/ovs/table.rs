@@ -44,8 +44,8 @@ const TABLES: [(&str, Table); 5] = [
 const MAPS: [&str; 2] = ["external_ids", "other_config"];
 
 /// What is said of `<bandwidth>` in every form.
-pub const NO_RATES: &str =
-    "the switch does not limit rates of its ports; remove <bandwidth> (QoS, ingress_policing_rate) from the interface";
+pub const NO_RATES: &str = "ovs-vsctl does not limit rates here; remove <bandwidth> (QoS, ingress_policing_rate) from the \
+    interface, and limit its port: vswitch port set NAME rate-to=KIB rate-from=KIB";
 
 impl Table {
     /// By name: in any case, or the beginning of it.
