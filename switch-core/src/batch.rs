@@ -146,6 +146,13 @@ impl Batch {
             && self.pieces.len() + crate::sys::buf::MAX_GATHER <= BATCH_PIECES
     }
 
+    /// Frames that can still be received, if they are short.
+    #[inline]
+    #[must_use]
+    pub const fn room(&self) -> usize {
+        self.limit.saturating_sub(self.len)
+    }
+
     /// Has [`has_room`](Self::has_room) say no after so many frames, until it is told otherwise.
     pub fn set_limit(&mut self, frames: usize) {
         self.limit = frames.clamp(1, BATCH_FRAMES);

@@ -88,6 +88,18 @@ pub struct Plan {
     touched: Vec<TxId>,
 }
 
+/// What is known of the frames between the stages: scratch of one worker, so that it is made once.
+#[derive(Debug)]
+pub struct Judging {
+    work: PerSlot<Work>,
+}
+
+impl Default for Judging {
+    fn default() -> Judging {
+        Judging { work: PerSlot::new(Work::EMPTY) }
+    }
+}
+
 impl Plan {
     /// Makes room for the queues of a topology. Called when a topology is taken up, never per batch.
     pub fn fit(&mut self, topology: &Topology) {
@@ -146,7 +158,7 @@ impl Plan {
 const _: () = assert!(BATCH_FRAMES <= u64::BITS as usize);
 
 /// One frame between the stages.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Work {
     slot: u8,
     role: Role,
@@ -175,19 +187,27 @@ pub struct Context<'a> {
 }
 
 /// Judges a batch. Afterwards `plan` holds the copies and the ingress counters are up to date.
-pub fn judge(context: &Context<'_>, batch: &mut Batch, flaps: &mut FlapTable, plan: &mut Plan, stages: &mut Stages) {
+pub fn judge(
+    context: &Context<'_>,
+    batch: &mut Batch,
+    flaps: &mut FlapTable,
+    judging: &mut Judging,
+    plan: &mut Plan,
+    stages: &mut Stages,
+) {
     let counts = context.ingress.shared.counters.of(context.worker);
-    let mut work = PerSlot::new(Work::EMPTY);
-    classify(context, batch, counts, &mut work);
+    let work = &mut judging.work;
+    work.clear();
+    classify(context, batch, counts, work);
     stages.end(Stage::Classify);
     if context.ingress.learning {
-        learn(context, counts, flaps, &mut work);
+        learn(context, counts, flaps, work);
     }
     stages.end(Stage::Learn);
     if context.ingress.policed {
-        police(context, batch, counts, &mut work);
+        police(context, batch, counts, work);
     }
-    decide(context, batch, counts, &work, plan);
+    decide(context, batch, counts, work, plan);
     stages.end(Stage::Decide);
 }
 

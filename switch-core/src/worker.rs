@@ -31,7 +31,7 @@ use crate::{
     clock::{Clock, Now},
     fdb::{Fdb, FlapEvent, FlapTable},
     id::PortId,
-    pipeline::{self, Context, Plan},
+    pipeline::{self, Context, Judging, Plan},
     port::{Armed, PortRx, RxStatus},
     stages::{self, Stage, Stages},
     stats::Counter,
@@ -197,6 +197,7 @@ pub struct Worker {
     batch: Batch,
     plan: Plan,
     flaps: FlapTable,
+    judging: Judging,
     transmitter: Transmitter,
     stages: Stages,
     burden: Burden,
@@ -235,6 +236,7 @@ impl Worker {
             batch: Batch::new(),
             plan: Plan::default(),
             flaps: FlapTable::default(),
+            judging: Judging::default(),
             transmitter: Transmitter::new(),
             stages: Stages::default(),
             burden: Burden::from_environment(),
@@ -331,7 +333,14 @@ impl Worker {
                 ingress,
                 queue: queue.queue,
             };
-            pipeline::judge(&context, &mut self.batch, &mut self.flaps, &mut self.plan, &mut self.stages);
+            pipeline::judge(
+                &context,
+                &mut self.batch,
+                &mut self.flaps,
+                &mut self.judging,
+                &mut self.plan,
+                &mut self.stages,
+            );
             self.transmitter.send(&self.topology, self.index, &self.batch, &self.plan, now);
             self.stages.end(Stage::Transmit);
             copies = self.plan.len();

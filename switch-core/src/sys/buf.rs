@@ -5,7 +5,10 @@
 //! range. It is a raw address because the memory may be written to by a guest at any time, so no Rust
 //! reference to it may exist; it can only be copied from or handed to the kernel.
 
-use std::marker::PhantomData;
+use std::{
+    marker::PhantomData,
+    sync::atomic::{Ordering, compiler_fence},
+};
 
 /// A range of memory that holds part of a frame until its batch is cleared.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +72,8 @@ impl Piece {
         // SAFETY: the source is readable for `len >= n` bytes (contract of `from_raw`), the destination is a
         // unique slice of at least n bytes, and the two cannot overlap: `to` is borrowed exclusively.
         unsafe { std::ptr::copy_nonoverlapping(self.base, to.as_mut_ptr(), n) };
+        // A piece may be a guest's memory: what is judged of the copy is not read from there again.
+        compiler_fence(Ordering::SeqCst);
         n
     }
 }

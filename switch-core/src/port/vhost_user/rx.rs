@@ -18,7 +18,7 @@ use super::{
     ring::{Ahead, Fault, Ring, Running, Spans, Window, chain},
 };
 use crate::{
-    batch::{BATCH_FRAMES, Batch, MAX_FRAME_BYTES},
+    batch::{Batch, MAX_FRAME_BYTES},
     frame::offload::{Gso, Offload, VNET_HDR_BYTES},
     port::{Armed, PortRx, RxStatus},
     sys::{
@@ -135,7 +135,7 @@ fn fill(running: &mut Running, batch: &mut Batch, lost: &mut u64) -> Result<RxSt
         running.disarm();
     }
     let Running { memory, cursor, features, inflight, .. } = running;
-    let mut window = Window::new(BATCH_FRAMES - batch.len());
+    let mut window = Window::new(batch.room());
     cursor.look(memory, false, &mut window)?;
     while batch.has_room() {
         let (head, total) = match cursor.pop_seen(&window) {
