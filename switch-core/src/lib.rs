@@ -16,6 +16,7 @@
 pub mod balance;
 pub mod batch;
 pub mod burden;
+pub mod cidr;
 pub mod clean;
 pub mod clock;
 pub mod control;

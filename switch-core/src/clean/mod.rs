@@ -18,7 +18,7 @@ mod ip6;
 mod rules;
 mod snoop;
 
-pub use rules::{IpRule, Net, ParseRuleError};
+pub use rules::{IpRule, ParseRuleError};
 
 use self::bindings::{Bindings, Writing};
 use crate::{

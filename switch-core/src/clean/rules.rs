@@ -2,34 +2,23 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
+use crate::cidr::{Cidr, mapped};
+
 /// Addresses and networks that one port may be given.
 const MAX_NETS: usize = 64;
 
-/// An address, or a network behind the station.
+/// An address, or a network behind the station, and what is compared for every packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Net {
-    address: IpAddr,
-    /// Bits of `address` that count; all of them for an address.
-    len: u8,
+struct Net {
+    cidr: Cidr,
     base: u128,
     mask: u128,
 }
 
 impl Net {
-    /// A network, or with the full length an address.
-    fn new(address: IpAddr, len: Option<u8>) -> Option<Net> {
-        let (all, bits) = match address {
-            IpAddr::V4(v4) => (32, v4.to_ipv6_mapped().to_bits()),
-            IpAddr::V6(v6) => (128, v6.to_bits()),
-        };
-        let len = len.unwrap_or(all);
-        let host = all.checked_sub(len)?;
-        let mask = u128::MAX.checked_shl(host.into()).unwrap_or(0);
-        Some(Net { address, len, base: bits & mask, mask })
-    }
-
-    fn is_single(&self) -> bool {
-        self.mask == u128::MAX
+    fn new(cidr: Cidr) -> Net {
+        let mask = cidr.mask();
+        Net { cidr, base: mapped(cidr.address) & mask, mask }
     }
 }
 
@@ -59,7 +48,7 @@ impl IpRule {
     /// Whether the address itself is given, and not only a network with it.
     #[must_use]
     pub fn names(&self, address: u128) -> bool {
-        self.nets.iter().any(|net| net.is_single() && address == net.base)
+        self.nets.iter().any(|net| net.cidr.is_single() && address == net.base)
     }
 }
 
@@ -82,21 +71,18 @@ impl FromStr for IpRule {
                 rule.learn = true;
                 continue;
             }
-            let (address, len) = match part.split_once('/') {
-                Some((address, len)) => (address, Some(len.parse().map_err(|_| wrong())?)),
-                None => (part, None),
-            };
-            let address: IpAddr = address.parse().map_err(|_| wrong())?;
+            let cidr = Cidr::or_address(part).map_err(|_| wrong())?;
+            let address = cidr.address;
             // What is no source of a packet cannot be anybody's address.
             let mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
-            if address.is_unspecified() && len != Some(0)
+            if address.is_unspecified() && cidr.prefix != 0
                 || address.is_multicast()
                 || mapped
                 || rule.nets.len() == MAX_NETS
             {
                 return Err(wrong());
             }
-            rule.nets.push(Net::new(address, len).ok_or_else(wrong)?);
+            rule.nets.push(Net::new(cidr));
         }
         Ok(rule)
     }
@@ -108,11 +94,11 @@ impl fmt::Display for IpRule {
             return f.write_str("any");
         }
         let mut parts: Vec<String> = if self.learn { vec!["learn".to_owned()] } else { Vec::new() };
-        parts.extend(
-            self.nets.iter().map(|net| {
-                if net.is_single() { net.address.to_string() } else { format!("{}/{}", net.address, net.len) }
-            }),
-        );
+        parts.extend(self.nets.iter().map(
+            |Net { cidr, .. }| {
+                if cidr.is_single() { cidr.address.to_string() } else { cidr.to_string() }
+            },
+        ));
         f.write_str(&parts.join("+"))
     }
 }

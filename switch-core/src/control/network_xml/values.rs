@@ -88,5 +88,5 @@ pub(super) fn cidr(node: Node<'_, '_>) -> Result<Cidr> {
             IpAddr::V4(_) => 24,
         },
     };
-    Cidr::new(address, prefix)
+    Ok(Cidr::new(address, prefix)?)
 }

@@ -4,7 +4,6 @@
 //! attachment. TOML and JSON use the same keys as fields.
 
 mod attachment;
-mod cidr;
 mod device;
 mod domain;
 mod kind;
@@ -13,8 +12,8 @@ pub mod network;
 mod policy;
 mod port;
 
+pub use crate::cidr::Cidr;
 pub use attachment::{AttachmentSpec, DressSpec, RoleSpec};
-pub use cidr::Cidr;
 pub use domain::DomainSpec;
 pub use kind::{Kind, Mode};
 pub use labels::{Labels, MAX_LABELS};
@@ -33,6 +32,12 @@ const MAX_NAME: usize = 63;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct SpecError(pub String);
+
+impl From<crate::cidr::CidrError> for SpecError {
+    fn from(error: crate::cidr::CidrError) -> SpecError {
+        SpecError(error.to_string())
+    }
+}
 
 fn wrong<T>(message: impl Into<String>) -> Result<T, SpecError> {
     Err(SpecError(message.into()))

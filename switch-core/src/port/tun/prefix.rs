@@ -1,40 +1,25 @@
 //! Addresses and prefixes as a SPEC writes them: `10.0.0.5`, `10.0.0.0/28`, `fd00::/64`.
 
-use std::{
-    fmt,
-    net::{IpAddr, Ipv6Addr},
-    str::FromStr,
-};
+use std::{fmt, net::IpAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// An address, or all addresses that begin alike.
+use crate::cidr::{Cidr, CidrError};
+
+/// An address, or all addresses that begin alike: a network without host bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Prefix {
-    address: IpAddr,
-    len: u8,
-}
+pub struct Prefix(Cidr);
 
 /// A text that is no prefix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ParsePrefixError(String);
-
-const fn bits(address: IpAddr) -> u8 {
-    if address.is_ipv4() { 32 } else { 128 }
-}
-
-/// The address in the highest bits of a number.
-const fn number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(v4) => (v4.to_bits() as u128) << 96,
-        IpAddr::V6(v6) => v6.to_bits(),
-    }
-}
-
-const fn mask(len: u8) -> u128 {
-    if len == 0 { 0 } else { u128::MAX << (128 - len) }
+pub enum ParsePrefixError {
+    /// It is no address and no network.
+    #[error(transparent)]
+    Cidr(#[from] CidrError),
+    /// Neither the address nor the network can be meant for sure.
+    #[error("\"{0}\" is an address inside a prefix; write {a} for the address alone, or {n} for all of them", a = .0.address, n = .0.network())]
+    HostBits(Cidr),
 }
 
 impl Prefix {
@@ -42,54 +27,19 @@ impl Prefix {
     #[inline]
     #[must_use]
     pub const fn contains(&self, address: IpAddr) -> bool {
-        self.address.is_ipv4() == address.is_ipv4() && (number(self.address) ^ number(address)) & mask(self.len) == 0
+        self.0.contains(address)
     }
 
     /// The address, if there is only one.
     #[must_use]
     pub fn single(&self) -> Option<IpAddr> {
-        (self.len == bits(self.address)).then_some(self.address)
+        self.0.is_single().then_some(self.0.address)
     }
 
     /// The lowest address.
     #[must_use]
     pub const fn first(&self) -> IpAddr {
-        self.address
-    }
-}
-
-impl FromStr for Prefix {
-    type Err = ParsePrefixError;
-
-    fn from_str(text: &str) -> Result<Prefix, ParsePrefixError> {
-        let wrong =
-            || ParsePrefixError(format!("\"{text}\" is no address or prefix; use for example 10.0.0.5 or fd00::/64"));
-        let (address, len) = match text.split_once('/') {
-            Some((address, len)) => (address, Some(len.parse::<u8>().map_err(|_| wrong())?)),
-            None => (text, None),
-        };
-        let address: IpAddr = address.parse().map_err(|_| wrong())?;
-        let len = len.unwrap_or(bits(address));
-        if len > bits(address) {
-            return Err(wrong());
-        }
-        if number(address) & !mask(len) != 0 {
-            let low = number(address) & mask(len);
-            let network = match address {
-                IpAddr::V4(_) => IpAddr::V4(((low >> 96) as u32).into()),
-                IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::from_bits(low)),
-            };
-            return Err(ParsePrefixError(format!(
-                "\"{text}\" is an address inside a prefix; write {address} for the address alone, or {network}/{len} for all of them"
-            )));
-        }
-        Ok(Prefix { address, len })
-    }
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.len)
+        self.0.address
     }
 }
 
@@ -104,6 +54,21 @@ impl TryFrom<String> for Prefix {
 impl From<Prefix> for String {
     fn from(prefix: Prefix) -> String {
         prefix.to_string()
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = ParsePrefixError;
+
+    fn from_str(text: &str) -> Result<Prefix, ParsePrefixError> {
+        let cidr = Cidr::or_address(text)?;
+        if cidr.network() == cidr { Ok(Prefix(cidr)) } else { Err(ParsePrefixError::HostBits(cidr)) }
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 

@@ -17,7 +17,7 @@ pub use services::{
     DhcpHost, DhcpRange, DhcpSpec, DnsForwarder, DnsHost, DnsSpec, DnsSrv, DnsTxt, IpSpec, NameSpec, RaMode, RouteSpec,
 };
 
-use super::cidr::Cidr;
+use crate::cidr::Cidr;
 use crate::mac::MacAddr;
 
 fn yes() -> bool {

@@ -4,10 +4,8 @@ use std::{fmt, net::IpAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{SpecError, wrong};
-
 /// An address and its prefix length. Host bits are kept: `10.0.0.1/24` is an address *in* 10.0.0.0/24.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cidr {
     /// The address.
     pub address: IpAddr,
@@ -15,12 +13,23 @@ pub struct Cidr {
     pub prefix: u8,
 }
 
-/// The address as a number of 128 bits and the bits that its family has.
-fn bits(address: IpAddr) -> (u128, u32) {
+/// The text, or the pair, is no address with a prefix.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct CidrError(String);
+
+/// An address as one of IPv6's: one of IPv4 is mapped (RFC 4291 §2.5.5.2).
+#[inline]
+#[must_use]
+pub const fn mapped(address: IpAddr) -> u128 {
     match address {
-        IpAddr::V4(v4) => (u128::from(v4.to_bits()), 32),
-        IpAddr::V6(v6) => (v6.to_bits(), 128),
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
     }
+}
+
+const fn bits(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
 }
 
 impl Cidr {
@@ -28,50 +37,74 @@ impl Cidr {
     ///
     /// # Errors
     /// The prefix is longer than the address.
-    pub fn new(address: IpAddr, prefix: u8) -> Result<Cidr, SpecError> {
-        if u32::from(prefix) > bits(address).1 {
-            return wrong(format!("{address}/{prefix}: the prefix is longer than the address"));
+    pub fn new(address: IpAddr, prefix: u8) -> Result<Cidr, CidrError> {
+        if prefix > bits(address) {
+            return Err(CidrError(format!("{address}/{prefix}: the prefix is longer than the address")));
         }
         Ok(Cidr { address, prefix })
     }
 
+    /// As parsing does, but an address alone is a network of its own.
+    ///
+    /// # Errors
+    /// The text is neither `ADDRESS` nor `ADDRESS/PREFIX`.
+    pub fn or_address(text: &str) -> Result<Cidr, CidrError> {
+        let wrong = || CidrError(format!("\"{text}\" is no address or prefix; use for example 10.0.0.5 or fd00::/64"));
+        let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+        let address: IpAddr = address.parse().map_err(|_| wrong())?;
+        let prefix = prefix.map_or(Ok(bits(address)), |prefix| prefix.parse().map_err(|_| wrong()))?;
+        Cidr::new(address, prefix)
+    }
+
     /// Whether it is an IPv4 address.
+    #[inline]
     #[must_use]
-    pub fn is_ipv4(&self) -> bool {
+    pub const fn is_ipv4(&self) -> bool {
         self.address.is_ipv4()
     }
 
-    fn mask(&self) -> u128 {
-        let size = bits(self.address).1;
-        let all = u128::MAX >> (128 - size);
-        let host = size - u32::from(self.prefix);
-        all.checked_shr(host).unwrap_or(0).checked_shl(host).unwrap_or(0)
+    /// Whether its network has no other address.
+    #[inline]
+    #[must_use]
+    pub const fn is_single(&self) -> bool {
+        self.prefix == bits(self.address)
+    }
+
+    /// The bits of a [`mapped`] address that its network has in common; those that map it are among them.
+    #[inline]
+    #[must_use]
+    pub const fn mask(&self) -> u128 {
+        match u128::MAX.checked_shl((bits(self.address) - self.prefix) as u32) {
+            Some(mask) => mask,
+            None => 0,
+        }
+    }
+
+    /// The address of the same family in the lower bits.
+    fn like(&self, bits: u128) -> IpAddr {
+        match self.address {
+            IpAddr::V4(_) => IpAddr::V4((bits as u32).into()),
+            IpAddr::V6(_) => IpAddr::V6(bits.into()),
+        }
     }
 
     /// The network: the same prefix with the host bits cleared.
     #[must_use]
     pub fn network(&self) -> Cidr {
-        let cleared = bits(self.address).0 & self.mask();
-        let address = match self.address {
-            IpAddr::V4(_) => IpAddr::V4(u32::try_from(cleared).unwrap_or_default().into()),
-            IpAddr::V6(_) => IpAddr::V6(cleared.into()),
-        };
-        Cidr { address, prefix: self.prefix }
+        Cidr { address: self.like(mapped(self.address) & self.mask()), prefix: self.prefix }
     }
 
     /// The netmask, for what is written with one.
     #[must_use]
     pub fn netmask(&self) -> IpAddr {
-        match self.address {
-            IpAddr::V4(_) => IpAddr::V4(u32::try_from(self.mask()).unwrap_or_default().into()),
-            IpAddr::V6(_) => IpAddr::V6(self.mask().into()),
-        }
+        self.like(self.mask())
     }
 
     /// Whether an address is in the network.
+    #[inline]
     #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        address.is_ipv4() == self.is_ipv4() && bits(address).0 & self.mask() == bits(self.address).0 & self.mask()
+    pub const fn contains(&self, address: IpAddr) -> bool {
+        address.is_ipv4() == self.is_ipv4() && (mapped(address) ^ mapped(self.address)) & self.mask() == 0
     }
 
     /// Whether any address is in both networks.
@@ -82,15 +115,14 @@ impl Cidr {
 }
 
 impl FromStr for Cidr {
-    type Err = SpecError;
+    type Err = CidrError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parsed =
-            text.split_once('/').and_then(|(address, prefix)| Some((address.parse().ok()?, prefix.parse().ok()?)));
-        match parsed {
-            Some((address, prefix)) => Cidr::new(address, prefix),
-            None => wrong(format!("\"{text}\": write ADDRESS/PREFIX, for example 192.168.122.1/24 or fd00:1::1/64")),
+        if !text.contains('/') {
+            let what = "write ADDRESS/PREFIX, for example 192.168.122.1/24 or fd00:1::1/64";
+            return Err(CidrError(format!("\"{text}\": {what}")));
         }
+        Cidr::or_address(text)
     }
 }
 
