@@ -55,6 +55,16 @@ fn pings(from: &Namespace, address: &str) -> bool {
     ping(from, address, 3, false).expect("ping runs").received > 0
 }
 
+/// A guest behind a TAP, and the switch with its macvtap `vtap0` up.
+fn guest_and_switch(lab: &Lab) -> (Namespace, Daemon) {
+    let (one, tap) = guest(1, GUEST, "");
+    let daemon =
+        Daemon::start(&["--port", &lab.spec("vtap0", &format!(",mac={GUEST}")), "--port", &tap]).expect("starts");
+    configure(&one, 1);
+    daemon.wait_state("vtap0", "up").expect("up");
+    (one, daemon)
+}
+
 #[test]
 fn one_guest_reaches_the_network_of_the_nic_with_offloads_and_several_queues() {
     for more in [",queues=3", ",mode=private,offload=off", ",mode=vepa"] {
@@ -100,11 +110,7 @@ fn a_macvtap_in_the_switchs_own_namespace_is_opened_by_the_usual_node() {
 #[test]
 fn iperf3_runs_through_a_macvtap_both_ways() {
     let lab = Lab::new();
-    let (one, tap) = guest(1, GUEST, "");
-    let daemon =
-        Daemon::start(&["--port", &lab.spec("vtap0", &format!(",mac={GUEST}")), "--port", &tap]).expect("starts");
-    configure(&one, 1);
-    daemon.wait_state("vtap0", "up").expect("up");
+    let (one, _daemon) = guest_and_switch(&lab);
     let second = std::time::Duration::from_secs(1);
     assert!(tcp(&one, &lab.host, "10.10.0.1", second).expect("iperf3").bits_per_second > 0.0);
     assert!(tcp(&lab.host, &one, "fd0a::11", second).expect("iperf3").bits_per_second > 0.0);
@@ -202,11 +208,7 @@ fn what_the_switch_made_is_gone_with_it_and_what_it_found_is_not() {
 #[test]
 fn a_macvtap_that_goes_away_comes_back_with_the_device_below() {
     let lab = Lab::new();
-    let (one, tap) = guest(1, GUEST, "");
-    let daemon =
-        Daemon::start(&["--port", &lab.spec("vtap0", &format!(",mac={GUEST}")), "--port", &tap]).expect("starts");
-    configure(&one, 1);
-    daemon.wait_state("vtap0", "up").expect("up");
+    let (one, daemon) = guest_and_switch(&lab);
     assert!(pings(&one, "10.10.0.1"));
 
     lab.host.exec(&["ip", "link", "set", "eth0", "down"]).expect("down");

@@ -7,12 +7,19 @@
 //! Flood lists exist per (domain, role class), not per ingress port: 1000 ports in a domain cost 1000 entries, and the
 //! ingress is skipped at use.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
-};
+mod flows;
+mod storm;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
 
 use parking_lot::Mutex;
+
+pub use self::{
+    flows::FlowQueues,
+    storm::{StormClass, StormLimits, StormState},
+};
 
 use crate::{
     clean::{Clean, bindings::Bindings},
@@ -81,108 +88,6 @@ pub struct Attachment {
     pub dress: Dress,
     /// Reach inside the domain.
     pub role: Role,
-}
-
-/// Frames per second that one port may have flooded, by class. 0 switches the check off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct StormLimits {
-    /// Broadcast frames per second.
-    pub broadcast: u32,
-    /// Multicast frames per second.
-    pub multicast: u32,
-    /// Frames to unknown unicast addresses per second.
-    pub unknown: u32,
-}
-
-impl Default for StormLimits {
-    /// Far above what hosts send, far below what a loop makes.
-    fn default() -> Self {
-        StormLimits { broadcast: 20_000, multicast: 200_000, unknown: 100_000 }
-    }
-}
-
-/// The classes of storm control.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StormClass {
-    /// To ff:ff:ff:ff:ff:ff.
-    Broadcast = 0,
-    /// To another group address.
-    Multicast = 1,
-    /// To a unicast address that is not in the FDB.
-    Unknown = 2,
-}
-
-/// The bursts that storm control allows, as a fraction of a second's worth.
-const STORM_BURST_NS: u64 = 100_000_000;
-
-/// Storm control of one port: the generic cell rate algorithm, one word per class, shared by the workers that own the
-/// port's queues. Two workers that race may let one frame too many through; nothing is ever blocked.
-#[derive(Debug, Default)]
-pub struct StormState {
-    due: [AtomicU64; 3],
-}
-
-impl StormState {
-    /// Whether one more frame of `class` may be flooded now.
-    #[inline]
-    pub fn admit(&self, class: StormClass, limits: &StormLimits, now_nanos: u64) -> bool {
-        let per_second = match class {
-            StormClass::Broadcast => limits.broadcast,
-            StormClass::Multicast => limits.multicast,
-            StormClass::Unknown => limits.unknown,
-        };
-        if per_second == 0 {
-            return true;
-        }
-        let cost = 1_000_000_000 / u64::from(per_second);
-        let cell = &self.due[class as usize];
-        let due = cell.load(Relaxed).max(now_nanos);
-        if due - now_nanos > STORM_BURST_NS {
-            return false;
-        }
-        cell.store(due + cost, Relaxed);
-        true
-    }
-}
-
-/// For each flow of a multi-queue port, the queue on which the port last sent it: replies go back there, as the kernel
-/// and virtio expect. Direct-mapped and best effort: a collision costs locality, not order within a burst.
-#[derive(Debug)]
-pub struct FlowQueues {
-    queue_plus_one: Box<[AtomicU8]>,
-}
-
-const FLOW_CELLS: usize = 4096;
-
-impl Default for FlowQueues {
-    fn default() -> Self {
-        FlowQueues { queue_plus_one: (0..FLOW_CELLS).map(|_| AtomicU8::new(0)).collect() }
-    }
-}
-
-impl FlowQueues {
-    /// Notes that the port sent the flow on `queue`. Writes only on change.
-    #[inline]
-    pub fn note(&self, flow_hash: u32, queue: u16) {
-        let cell = &self.queue_plus_one[flow_hash as usize % FLOW_CELLS];
-        let value = (queue as u8).wrapping_add(1);
-        if cell.load(Relaxed) != value {
-            cell.store(value, Relaxed);
-        }
-    }
-
-    /// The queue for frames of the flow towards the port.
-    #[inline]
-    #[must_use]
-    pub fn pick(&self, flow_hash: u32, queues: u16) -> u16 {
-        let noted = self.queue_plus_one[flow_hash as usize % FLOW_CELLS].load(Relaxed);
-        if noted != 0 && u16::from(noted) <= queues {
-            u16::from(noted) - 1
-        } else {
-            ((u64::from(flow_hash) * u64::from(queues)) >> 32) as u16
-        }
-    }
 }
 
 /// A transmit queue, locked once per batch by whichever worker sends.
@@ -587,92 +492,4 @@ fn flood_lists(members: &[(Role, FloodTarget)]) -> Vec<(Role, Vec<FloodTarget>)>
             (from, reach)
         })
         .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn port(id: u16, attachments: &[(u16, Dress, Role)]) -> PortDef {
-        PortDef {
-            id: PortId(id),
-            attachments: attachments
-                .iter()
-                .map(|(d, dress, role)| Attachment { domain: DomainId(*d), dress: *dress, role: *role })
-                .collect(),
-            hairpin: false,
-            up: true,
-            carrier: true,
-            learning: true,
-            storm: StormLimits::default(),
-            policy: Policy::default(),
-            shared: Arc::new(PortShared::new(Vec::new(), 1)),
-        }
-    }
-
-    fn domain(id: u16) -> DomainDef {
-        DomainDef { id: DomainId(id), mtu: 1500, group_fwd_mask: DEFAULT_GROUP_FWD_MASK, rate: None }
-    }
-
-    fn flood(topology: &Topology, role: Role) -> Vec<u16> {
-        topology.domain(DomainId(0)).expect("there").flood(role).iter().map(|t| t.port.0).collect()
-    }
-
-    #[test]
-    fn flood_lists_follow_the_role_pairs() {
-        let red = Role::community(0);
-        let blue = Role::community(1);
-        let untagged = Dress::Untagged;
-        let topology = Topology::build(
-            Epoch(1),
-            vec![
-                port(0, &[(0, untagged, Role::PROMISCUOUS)]),
-                port(1, &[(0, untagged, Role::ISOLATED)]),
-                port(2, &[(0, untagged, Role::ISOLATED)]),
-                port(3, &[(0, untagged, red)]),
-                port(4, &[(0, untagged, red)]),
-                port(5, &[(0, untagged, blue)]),
-            ],
-            &[domain(0)],
-        )
-        .expect("valid");
-        assert_eq!(flood(&topology, Role::PROMISCUOUS), [0, 1, 2, 3, 4, 5]);
-        assert_eq!(flood(&topology, Role::ISOLATED), [0]);
-        assert_eq!(flood(&topology, red), [0, 3, 4]);
-        assert_eq!(flood(&topology, blue), [0, 5]);
-    }
-
-    #[test]
-    fn contradictions_are_refused() {
-        let p = Role::PROMISCUOUS;
-        let tag = |vid| Dress::Tagged { tpid: 0x8100, vid };
-        let build = |def| Topology::build(Epoch(1), vec![def], &[domain(0), domain(1)]).map(|_| ());
-        assert_eq!(build(port(0, &[(7, Dress::Untagged, p)])), Err(TopologyError::NoDomain(PortId(0), DomainId(7))));
-        assert_eq!(build(port(0, &[(0, tag(5), p), (0, tag(6), p)])), Err(TopologyError::Conflict(PortId(0))));
-        assert_eq!(build(port(0, &[(0, tag(5), p), (1, tag(5), p)])), Err(TopologyError::Conflict(PortId(0))));
-        assert_eq!(
-            build(port(0, &[(0, Dress::Transparent, p), (1, tag(5), p)])),
-            Err(TopologyError::Conflict(PortId(0)))
-        );
-        assert_eq!(build(port(0, &[(0, tag(0), p)])), Err(TopologyError::BadTag(PortId(0), 0x8100, 0)));
-        assert_eq!(build(port(0, &[(0, tag(5), p), (1, Dress::Untagged, p)])), Ok(()));
-    }
-
-    #[test]
-    fn storm_control_lets_the_rate_through_and_no_more() {
-        let state = StormState::default();
-        let limits = StormLimits { broadcast: 1000, multicast: 0, unknown: 0 };
-        let admitted = (0..100_000u64).filter(|i| state.admit(StormClass::Broadcast, &limits, i * 100_000)).count();
-        assert!((10_000..=10_102).contains(&admitted), "10 s at 1000/s plus one burst, got {admitted}");
-        assert!((0..1000).all(|_| state.admit(StormClass::Multicast, &limits, 0)), "0 means no limit");
-    }
-
-    #[test]
-    fn replies_take_the_queue_of_the_flow() {
-        let flows = FlowQueues::default();
-        flows.note(0x1234_5678, 3);
-        assert_eq!(flows.pick(0x1234_5678, 4), 3);
-        assert!(flows.pick(0x1234_5678, 2) < 2, "a queue that is gone is not picked");
-        assert!(flows.pick(0xffff_ffff, 4) < 4);
-    }
 }
