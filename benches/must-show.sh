@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every table of docs/performance.md in under 15 minutes, as root on an otherwise quiet machine:
+# Every table of docs/performance.md, as root on an otherwise quiet machine:
 #   benches/must-show.sh DIRECTORY
 # writes NAME.json (every value of every round) and NAME.md per table, and all tables together as must-show.md.
 # PROFILE=dev takes the development build (to try the script, not to publish).
