@@ -60,16 +60,42 @@ echo "== what QEMU guests boot (target/vm; the kernel's package is downloaded an
 tests/guest/prepare.sh "${CARGO_TARGET_DIR:-target}/vm" || [ $? -eq 3 ] # they are skipped, one by one, with the reason
 VSWITCH_SKIPPED=$(mktemp)
 export VSWITCH_SKIPPED
-trap 'rm -f "$VSWITCH_SKIPPED"' EXIT
+log=$(mktemp)
+trap 'rm -f "$VSWITCH_SKIPPED" "$log"' EXIT
+
+# Runs `cargo test` with these words, all targets even if one fails. A target that failed has one more try, alone on the
+# machine: that tells what is broken from what only a busy machine fails. A pass at the second try is said at the end.
+flaky=()
+run_tests() {
+    local words=() threads=() target
+    while [ $# -gt 0 ] && [ "$1" != -- ]; do words+=("$1") && shift; done
+    threads=("$@")
+    if cargo test --locked --no-fail-fast "${words[@]}" "${threads[@]}" 2>&1 | tee "$log"; then return; fi
+    local failed
+    failed=$(sed -n 's/^    `\(-p [^`]*\)`$/\1/p' "$log")
+    [ -n "$failed" ] || return 1 # it was not built
+    while read -r target; do
+        echo "== second try: $target"
+        # shellcheck disable=SC2086 # the target is several words
+        cargo test --locked $target "${features[@]}" -- --test-threads 1 </dev/null
+        flaky+=("$target")
+    done <<<"$failed"
+}
+
+features=()
 echo "== unit, model, simulation, fuzz replay, forwarding, control, namespace, kernel-bridge and libvirt tests"
-cargo test --locked --workspace -- --test-threads 4
+run_tests --workspace -- --test-threads 4
 echo "== criterion benches, once each"
-cargo test --locked -p vswitch-benches --benches
+run_tests -p vswitch-benches --benches
 echo "== what only measuring builds have"
-cargo test --locked -p switch-core -p vswitch-benches --features switch-core/burden,vswitch-benches/stages --lib -- stages burden
+features=(--features switch-core/burden,vswitch-benches/stages)
+cargo test --locked -p switch-core -p vswitch-benches "${features[@]}" --lib -- stages burden
 echo "== guests of QEMU"
-cargo test --locked -p vswitch-tests --features guests --test guests -- --test-threads 2
+features=(--features guests)
+run_tests -p vswitch-tests --test guests "${features[@]}" -- --test-threads 2
 echo "== the MAC table under loom: every interleaving"
-RUSTFLAGS="--cfg vswitch_loom" cargo test --locked -p switch-core --lib --target-dir target/loom fdb::loom_tests
+cargo test --locked -p switch-core --lib --features loom fdb::loom_tests
 echo "== $(wc -l <"$VSWITCH_SKIPPED") skipped"
 cat "$VSWITCH_SKIPPED"
+echo "== ${#flaky[@]} target(s) passed at their second try only"
+for target in "${flaky[@]}"; do echo "$target"; done
