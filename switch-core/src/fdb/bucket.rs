@@ -17,7 +17,7 @@ use super::sync::{AtomicU32, AtomicU64, fence, spin_loop};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 /// Entries per bucket. Two are enough for every case, and few enough for loom to go through all of them.
-pub(super) const WAYS: usize = if cfg!(vswitch_loom) { 2 } else { 5 };
+pub(super) const WAYS: usize = if cfg!(feature = "loom") { 2 } else { 5 };
 /// How often a reader tries again before it reports a miss (which floods the frame: correct, only slower).
 const READ_ATTEMPTS: usize = 4;
 /// How long the control side waits for a worker that holds a bucket. A worker holds one for nanoseconds; the bound is
@@ -25,14 +25,14 @@ const READ_ATTEMPTS: usize = 4;
 const LOCK_SPINS: usize = 1 << 20;
 
 #[repr(C)]
-#[cfg_attr(not(vswitch_loom), repr(align(64)))]
+#[cfg_attr(not(feature = "loom"), repr(align(64)))]
 pub(super) struct Bucket {
     seq: AtomicU32,
     values: [AtomicU32; WAYS],
     keys: [AtomicU64; WAYS],
 }
 
-#[cfg(not(vswitch_loom))]
+#[cfg(not(feature = "loom"))]
 const _: () = assert!(size_of::<Bucket>() == 64 && align_of::<Bucket>() == 64);
 
 /// A bucket whose sequence is odd on our behalf.
@@ -118,7 +118,7 @@ impl Bucket {
                 return Some(locked);
             }
             spin_loop();
-            #[cfg(vswitch_loom)]
+            #[cfg(feature = "loom")]
             loom::thread::yield_now();
         }
         None

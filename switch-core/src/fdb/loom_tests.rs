@@ -1,6 +1,6 @@
 //! The table under loom: every interleaving of two threads, up to [`PREEMPTIONS`] forced switches each.
 //!
-//! `RUSTFLAGS="--cfg vswitch_loom" cargo test -p switch-core --lib --target-dir target/loom fdb::loom_tests`
+//! `cargo test -p switch-core --lib --features loom fdb::loom_tests`
 
 use loom::{sync::Arc, thread};
 

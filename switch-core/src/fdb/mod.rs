@@ -18,9 +18,9 @@ mod bucket;
 mod change;
 mod entry;
 mod flap;
-#[cfg(vswitch_loom)]
+#[cfg(feature = "loom")]
 mod loom_tests;
-#[cfg(all(test, not(vswitch_loom)))]
+#[cfg(all(test, not(feature = "loom")))]
 mod model_tests;
 mod sync;
 
@@ -49,8 +49,8 @@ pub const MAX_AGEING_S: u32 = 60_000;
 /// The ageing time of IEEE 802.1Q-2022 table 8-6.
 pub const DEFAULT_AGEING_S: u32 = 300;
 /// Loom makes a table for each interleaving, so there it is small.
-const PORT_SLOTS: usize = if cfg!(vswitch_loom) { 8 } else { MAX_PORTS };
-const DOMAIN_SLOTS: usize = if cfg!(vswitch_loom) { 8 } else { MAX_DOMAINS };
+const PORT_SLOTS: usize = if cfg!(feature = "loom") { 8 } else { MAX_PORTS };
+const DOMAIN_SLOTS: usize = if cfg!(feature = "loom") { 8 } else { MAX_DOMAINS };
 /// Average entries per bucket at capacity: the rest is room for uneven hashing.
 const FILL: f64 = 3.5;
 
