@@ -14,8 +14,8 @@ use serde::Serialize;
 
 use crate::cpu::Machine;
 
-/// Steps of one piece: some 100 µs on a processor of today.
-const STEPS: u32 = 100_000;
+/// Steps of one [`piece`]: some 100 µs on a processor of today.
+pub const STEPS: u32 = 100_000;
 /// Between two pieces: the loop takes some 0.2 % of one processor from the run.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Times kept; afterwards no more is measured (83 minutes).

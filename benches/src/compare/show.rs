@@ -52,16 +52,19 @@ impl Comparison {
             );
         }
         let count = |outcome| self.with(outcome).count();
+        let thresholds = || self.rows.iter().map(|row| row.threshold);
+        let least = thresholds().fold(f64::INFINITY, f64::min).min(1.0) * 100.0;
+        let most = thresholds().fold(self.options.min_effect, f64::max) * 100.0;
+        let below = if most - least < 0.05 { format!("{most:.1}") } else { format!("{least:.1} to {most:.1}") };
         let _ = writeln!(
             out,
             "\n{} regression(s), {} improvement(s), {} without change, {} that cannot be told. \
-             Chance of any false alarm: at most {:.0} %. Changes below {:.1} % are not reported.",
+             Chance of any false alarm: at most {:.0} %. Changes below {below} % are not reported.",
             count(Outcome::Regression),
             count(Outcome::Improvement),
             count(Outcome::NoChange),
             count(Outcome::CannotTell),
-            self.options.alpha * 100.0,
-            self.rows.first().map_or(self.options.min_effect, |row| row.threshold) * 100.0
+            self.options.alpha * 100.0
         );
         let controlled = self.rows.iter().any(|row| !row.controls.is_empty());
         if controlled {

@@ -6,6 +6,7 @@
 //! them, `load` offers a load and accounts for it. A contestant's traces are gone when its turn is over, however it ends.
 
 pub mod contest;
+mod echo;
 pub mod fabric;
 pub mod load;
 pub mod machine;
@@ -85,6 +86,8 @@ pub struct Options {
     pub binary: PathBuf,
     /// The version of it.
     pub version: String,
+    /// The commit it was built from, where that is known.
+    pub commit: Option<String>,
     /// The command line.
     pub command: Vec<String>,
 }

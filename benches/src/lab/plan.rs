@@ -15,7 +15,7 @@ fn defaults(effort: Effort) -> (u32, Duration) {
     match effort {
         Effort::Quick => (3, Duration::from_millis(500)),
         Effort::Normal => (5, Duration::from_secs(1)),
-        Effort::Full => (9, Duration::from_secs(2)),
+        Effort::Full => (5, Duration::from_secs(1)),
     }
 }
 

@@ -89,6 +89,7 @@ fn begin(options: &Options, path: &Path, plan: &plan::Plan) -> anyhow::Result<Re
             started: machine::now(),
             command: options.command.clone(),
             vswitch_version: options.version.clone(),
+            commit: options.commit.clone(),
             effort: options.effort,
             ..Run::default()
         };
@@ -100,9 +101,12 @@ fn begin(options: &Options, path: &Path, plan: &plan::Plan) -> anyhow::Result<Re
         bail!("{here} has a complete run: give another --out, or look at it with: vswitch bench report {here}");
     }
     ensure!(
-        results.run.vswitch_version == options.version && results.run.effort == options.effort,
-        "{here} has an unfinished run of vswitch {} with --{:?}: go on with that, or give another --out",
+        results.run.vswitch_version == options.version
+            && results.run.commit == options.commit
+            && results.run.effort == options.effort,
+        "{here} has an unfinished run of vswitch {} ({}) with --{:?}: go on with that, or give another --out",
         results.run.vswitch_version,
+        results.run.commit.as_deref().unwrap_or("of no known commit"),
         results.run.effort
     );
     let kernel = machine::machine().kernel;

@@ -166,14 +166,16 @@ impl Results {
         }
     }
 
-    /// The turns not done yet, in the order in which to take them: round by round, each contestant once in each. Failed rounds
+    /// The turns not done yet, in the order in which to take them: round by round through all cases, each contestant once in each.
+    /// So the rounds of a case lie far apart in time, and a disturbed minute spoils one of them instead of all. Failed rounds
     /// are among them.
     #[must_use]
     pub fn remaining(&self) -> Vec<Turn> {
+        let rounds = self.scenarios.iter().flat_map(|s| &s.cases).map(|case| case.rounds).max().unwrap_or(0);
         let mut turns = Vec::new();
-        for scenario in &self.scenarios {
-            for case in &scenario.cases {
-                for round in 0..case.rounds {
+        for round in 0..rounds {
+            for scenario in &self.scenarios {
+                for case in scenario.cases.iter().filter(|case| round < case.rounds) {
                     let missing = case.contestants.iter().filter(|c| c.skipped.is_none() && !c.is_done(round));
                     turns.extend(missing.map(|contestant| Turn {
                         scenario: scenario.name.clone(),

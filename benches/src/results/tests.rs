@@ -210,6 +210,18 @@ fn a_run_can_be_resumed_after_any_turn() {
 }
 
 #[test]
+fn rounds_go_through_all_cases() {
+    let mut results = Results::new(Run::default(), Machine::default());
+    let mut wanted = plan();
+    let other = Parameters::from([("size".to_owned(), 1518.into())]);
+    wanted.cases.push(Case { parameters: other, rounds: 1, ..wanted.cases[0].clone() });
+    results.declare(wanted);
+    let order: Vec<String> =
+        results.remaining().iter().map(|t| format!("{} {} {}", t.round, t.parameters["size"], t.contestant)).collect();
+    assert_eq!(order, ["0 64 loop", "0 64 vswitch", "0 1518 loop", "0 1518 vswitch", "1 64 loop", "1 64 vswitch"]);
+}
+
+#[test]
 fn noise_has_a_verdict() {
     assert_eq!(Noise::of("ns", &[], 0.03), None);
     let quiet = Noise::of("ns", &[100.0, 101.0, 99.0, 100.0], 0.03).unwrap();

@@ -93,6 +93,7 @@ fn measure(wish: Bench) -> anyhow::Result<ExitCode> {
         profile: wish.profile,
         binary: std::env::current_exe().context("where is this program?")?,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        commit: option_env!("VSWITCH_COMMIT").map(str::to_owned),
         command: std::env::args().collect(),
     };
     obey_signals()?;

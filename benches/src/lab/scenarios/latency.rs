@@ -2,7 +2,7 @@
 
 use super::{ON_HOSTS, ceiling, parameters, size};
 use crate::{
-    lab::{Fabric, Options, Place, Scenario, Turn, fabric::mac, load, load::Lane},
+    lab::{Fabric, Options, Place, Scenario, Turn, echo, fabric::mac, load, load::Lane},
     measure::go_on,
     results::{Direction, Latency, Metric, Parameters, Round},
     run::Limit,
@@ -12,9 +12,9 @@ use crate::{
 
 pub const SCENARIO: Scenario = Scenario {
     name: "latency",
-    about: "one-way latency at 10, 50 and 90 % of the throughput that was found just before",
+    about: "one-way latency at 10, 50 and 90 % of the throughput that was found just before, and round trips of single requests",
     explain: "Timestamps of one clock in every frame; the generator sends frame by frame on a schedule. Both ends read the \
-        clock once per batch, so what a batch takes is part of the figure.",
+        clock once per batch, so what a batch takes is part of the figure. Round trips: one request, its answer, the next request.",
     contestants: ON_HOSTS,
     needs: &[],
     quick: true,
@@ -33,6 +33,9 @@ fn metrics() -> Vec<Metric> {
         for what in ["p50", "p99"] {
             all.push(Metric::new(&format!("{what} at {load} %"), "µs", Direction::LowerIsBetter, 1));
         }
+    }
+    for what in ["p50", "p99"] {
+        all.push(Metric::new(&format!("round trip {what}"), "µs", Direction::LowerIsBetter, 1));
     }
     all.push(Metric::new("throughput", "frames/s", Direction::HigherIsBetter, 0));
     all
@@ -64,5 +67,10 @@ fn turn(turn: &Turn<'_>) -> anyhow::Result<Round> {
             .value(&format!("p99 at {percent} %"), latency.p99_ns as f64 / 1e3);
         round.latency.push(latency);
     }
+    let trips = echo::round_trips(&fabric, turn.context.time)?;
+    let latency = Latency::of("round trip", None, 0.0, &trips.times);
+    round =
+        round.value("round trip p50", latency.p50_ns as f64 / 1e3).value("round trip p99", latency.p99_ns as f64 / 1e3);
+    round.latency.push(latency);
     Ok(round)
 }

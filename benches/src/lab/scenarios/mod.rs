@@ -8,6 +8,8 @@ mod latency;
 mod mac_scale;
 mod mixed;
 mod netns;
+mod path;
+mod rates;
 mod replay;
 mod scale;
 mod tcp;
@@ -24,7 +26,7 @@ use crate::{
 };
 
 /// In the order of `bench list`.
-pub static SCENARIOS: [Scenario; 12] = [
+pub static SCENARIOS: [Scenario; 14] = [
     netns::SCENARIO,
     vm::SCENARIO,
     mixed::SCENARIO,
@@ -36,6 +38,8 @@ pub static SCENARIOS: [Scenario; 12] = [
     frame_size::SCENARIO,
     idle::SCENARIO,
     scale::SCENARIO,
+    rates::SCENARIO,
+    path::SCENARIO,
     replay::SCENARIO,
 ];
 
