@@ -54,8 +54,9 @@ command -v chromium >/dev/null || apt-get install -y -q --no-install-recommends 
     echo "tests/run.sh: chromium cannot be installed" >&2
 [ -c /dev/net/tun ] || { echo "tests/run.sh: there is no /dev/net/tun; load it with: modprobe tun" >&2; exit 1; }
 
-echo "== the binary under test"
-cargo build --locked -p switch-cli
+# Always the whole workspace: with some packages only, cargo builds what they depend on with other features, and anew.
+echo "== the binary under test, and all tests"
+cargo build --locked --workspace --all-targets
 echo "== what QEMU guests boot (target/vm; the kernel's package is downloaded and unpacked, not installed)"
 tests/guest/prepare.sh "${CARGO_TARGET_DIR:-target}/vm" || [ $? -eq 3 ] # they are skipped, one by one, with the reason
 VSWITCH_SKIPPED=$(mktemp)
@@ -72,12 +73,12 @@ run_tests() {
     threads=("$@")
     if cargo test --locked --no-fail-fast "${words[@]}" "${threads[@]}" 2>&1 | tee "$log"; then return; fi
     local failed
-    failed=$(sed -n 's/^    `\(-p [^`]*\)`$/\1/p' "$log")
+    failed=$(sed -n 's/^    `\(-[^`]*\)`$/\1/p' "$log")
     [ -n "$failed" ] || return 1 # it was not built
     while read -r target; do
         echo "== second try: $target"
         # shellcheck disable=SC2086 # the target is several words
-        cargo test --locked $target "${features[@]}" -- --test-threads 1 </dev/null
+        cargo test --locked --workspace ${target#-p * } "${features[@]}" -- --test-threads 1 </dev/null
         flaky+=("$target")
     done <<<"$failed"
 }
@@ -86,15 +87,14 @@ features=()
 echo "== unit, model, simulation, fuzz replay, forwarding, control, namespace, kernel-bridge and libvirt tests"
 run_tests --workspace -- --test-threads 4
 echo "== criterion benches, once each"
-run_tests -p vswitch-benches --benches
+run_tests --workspace --bench '*'
 echo "== what only measuring builds have"
-features=(--features switch-core/burden,vswitch-benches/stages)
-cargo test --locked -p switch-core -p vswitch-benches "${features[@]}" --lib -- stages burden
+cargo test --locked --workspace --features switch-core/burden,vswitch-benches/stages --lib -- stages burden
 echo "== guests of QEMU"
-features=(--features guests)
-run_tests -p vswitch-tests --test guests "${features[@]}" -- --test-threads 2
+features=(--features vswitch-tests/guests)
+run_tests --workspace "${features[@]}" --test guests -- --test-threads 2
 echo "== the MAC table under loom: every interleaving"
-cargo test --locked -p switch-core --lib --features loom fdb::loom_tests
+cargo test --locked --workspace --features switch-core/loom --lib fdb::loom_tests
 echo "== $(wc -l <"$VSWITCH_SKIPPED") skipped"
 cat "$VSWITCH_SKIPPED"
 echo "== ${#flaky[@]} target(s) passed at their second try only"

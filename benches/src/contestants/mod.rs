@@ -19,7 +19,7 @@ pub use self::{
     ovs::{Ovs, WITH_DPDK},
     pmd::PmdLab,
     vde::Vde,
-    vswitch::Vswitch,
+    vswitch::{Api, Vswitch},
 };
 use crate::netns::{KernelBridge, Namespace, exec, wait_for};
 
@@ -56,12 +56,24 @@ pub struct Setup {
 pub struct Forwarder {
     pid: Option<u32>,
     bridge: Option<String>,
+    api: Option<Api>,
     _guards: Vec<Box<dyn std::any::Any + Send + Sync>>,
 }
 
 impl Forwarder {
     pub(crate) fn new(pid: Option<u32>, guard: impl std::any::Any + Send + Sync) -> Forwarder {
-        Forwarder { pid, bridge: None, _guards: vec![Box::new(guard)] }
+        Forwarder { pid, bridge: None, api: None, _guards: vec![Box::new(guard)] }
+    }
+
+    /// The switch under test.
+    pub(crate) fn ours(switch: Vswitch) -> Forwarder {
+        Forwarder { api: Some(switch.api()), ..Forwarder::new(Some(switch.pid()), switch) }
+    }
+
+    /// How to ask it something, if it is the switch under test.
+    #[must_use]
+    pub fn api(&self) -> Option<&Api> {
+        self.api.as_ref()
     }
 
     /// The namespace of the kernel's bridge, if that forwards between hosts.
@@ -108,6 +120,7 @@ impl Setup {
     /// A program is missing, or refuses, or connects two hosts only.
     pub fn start(&self, name: &str, wires: Wires, hosts: &[&Namespace]) -> anyhow::Result<Forwarder> {
         let mut guards: Vec<Box<dyn std::any::Any + Send + Sync>> = Vec::new();
+        let mut api = None;
         let (mut pid, mut bridge) = (None, None);
         match (name, wires) {
             ("loop" | "loop-busy", _) => {
@@ -137,7 +150,7 @@ impl Setup {
                 let spec = |(i, host): (usize, &&Namespace)| format!("h{i}=tap,device={DEVICE},netns={}", host.name());
                 let specs: Vec<String> = hosts.iter().enumerate().map(spec).collect();
                 let switch = self.vswitch(name, &specs)?;
-                pid = Some(switch.pid());
+                (pid, api) = (Some(switch.pid()), Some(switch.api()));
                 guards.push(Box::new(switch));
             }
             (_, Wires::Veths) => {
@@ -145,7 +158,7 @@ impl Setup {
                 let spec = |i| format!("h{i}=packet,device=p{i},netns={}", home.name());
                 let specs: Vec<String> = (0..hosts.len()).map(spec).collect();
                 let switch = self.vswitch(name, &specs)?;
-                pid = Some(switch.pid());
+                (pid, api) = (Some(switch.pid()), Some(switch.api()));
                 // The switch first: it lets go of the devices before they are gone.
                 guards.extend([Box::new(switch) as Box<dyn std::any::Any + Send + Sync>, Box::new(home)]);
             }
@@ -156,14 +169,14 @@ impl Setup {
                     format!("h1=packet,device=p0,netns={}", home.name()),
                 ];
                 let switch = self.vswitch(name, &specs)?;
-                pid = Some(switch.pid());
+                (pid, api) = (Some(switch.pid()), Some(switch.api()));
                 guards.extend([Box::new(switch) as Box<dyn std::any::Any + Send + Sync>, Box::new(home)]);
             }
         }
         for host in hosts {
             wait_for("the host's device", PATIENCE, || host.exec(&["ip", "link", "show", DEVICE]).is_ok())?;
         }
-        Ok(Forwarder { pid, bridge, _guards: guards })
+        Ok(Forwarder { pid, bridge, api, _guards: guards })
     }
 
     /// Starts a contestant on two existing netdevs `p0` and `p1` in `home`: the kernel bridge or vswitch.
@@ -182,7 +195,7 @@ impl Setup {
         }
         let specs = [0, 1].map(|i| format!("h{i}=packet,device=p{i},netns={}", home.name()));
         let switch = self.vswitch(name, &specs)?;
-        Ok(Forwarder::new(Some(switch.pid()), switch))
+        Ok(Forwarder::ours(switch))
     }
 
     /// Starts the switch under test with some ports.

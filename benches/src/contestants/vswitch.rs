@@ -8,9 +8,45 @@ use std::{
 
 use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
+use switch_core::control::wire::{StagesView, Status};
 
 use super::{PATIENCE, private_directory, remove};
 use crate::netns::wait_for;
+
+/// The CLI of a running switch.
+#[derive(Clone, Debug)]
+pub struct Api {
+    binary: PathBuf,
+    socket: PathBuf,
+}
+
+impl Api {
+    /// Runs a command; an error has what it printed.
+    ///
+    /// # Errors
+    /// It exits with another status than 0.
+    pub fn cli(&self, words: &[&str]) -> anyhow::Result<String> {
+        let output = Command::new(&self.binary).arg("--api").arg(&self.socket).args(words).output()?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// What the stages have cost so far, of all workers together; they are zero unless the switch was built to count them.
+    ///
+    /// # Errors
+    /// The switch does not answer.
+    pub fn stages(&self) -> anyhow::Result<StagesView> {
+        let status: Status = serde_json::from_str(&self.cli(&["status", "--json"])?)?;
+        let mut all = StagesView::default();
+        for worker in status.stages {
+            all.frames += worker.frames;
+            worker.cycles.into_iter().for_each(|(name, cycles)| *all.cycles.entry(name).or_default() += cycles);
+        }
+        Ok(all)
+    }
+}
 
 /// A `vswitch run` with a socket and a state directory of its own; told to stop, waited for and removed on drop.
 pub struct Vswitch {
@@ -63,17 +99,18 @@ impl Vswitch {
         Ok(status["ports_up"].as_u64().context("no number of ports")? as usize)
     }
 
+    /// How to ask it something.
+    #[must_use]
+    pub fn api(&self) -> Api {
+        Api { binary: self.binary.clone(), socket: self.directory.join("api.sock") }
+    }
+
     /// Runs a command of the CLI; an error has what it printed.
     ///
     /// # Errors
     /// It exits with another status than 0.
     pub fn cli(&self, words: &[&str]) -> anyhow::Result<String> {
-        let mut command = Command::new(&self.binary);
-        let output = command.arg("--api").arg(self.directory.join("api.sock")).args(words).output()?;
-        if !output.status.success() {
-            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
-        }
-        Ok(String::from_utf8(output.stdout)?)
+        self.api().cli(words)
     }
 
     /// A file in its own directory.

@@ -23,7 +23,7 @@ use switch_core::{
 };
 
 use crate::{
-    contestants::{DEVICE, Directory, Forwarder, Ovs, PATIENCE, Setup, Wires},
+    contestants::{Api, DEVICE, Directory, Forwarder, Ovs, PATIENCE, Setup, Wires},
     dpdk::HugePages,
     ends::{PacketRx, PacketTx, Receive, TapRx, TapTx, Transmit},
     frames,
@@ -160,7 +160,7 @@ impl Fabric {
             });
         }
         switch.wait_up(places.len())?;
-        let forwarder = Forwarder::new(Some(switch.pid()), switch);
+        let forwarder = Forwarder::ours(switch);
         Ok(Fabric { forwarder, stations, vids: Vec::new(), _directory: Some(directory) })
     }
 
@@ -222,6 +222,12 @@ impl Fabric {
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.forwarder.pid()
+    }
+
+    /// How to ask the switch under test something, if it is that which forwards.
+    #[must_use]
+    pub fn api(&self) -> Option<&Api> {
+        self.forwarder.api()
     }
 
     /// How many stations there are.

@@ -12,11 +12,12 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use switch_core::{control::wire::StagesView, stages::STAGES};
 
 use crate::{
     contestants::{Directory, PATIENCE},
     netns::{Process, wait_for},
-    results::{Profile, Symbol},
+    results::{Profile, Stage, Symbol},
 };
 
 /// Samples per second: not a divisor of what timers do.
@@ -49,6 +50,17 @@ pub fn record(pid: u32, load: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Re
     let profile = fold(&text);
     ensure!(profile.samples > 0, "perf took no sample");
     Ok(profile)
+}
+
+/// What each stage cost per frame between two readings, in the order in which a frame passes them; nothing where they are not
+/// counted.
+#[must_use]
+pub fn stages(before: &StagesView, after: &StagesView) -> Vec<Stage> {
+    let frames = after.frames.saturating_sub(before.frames);
+    let of = |view: &StagesView, name: &str| view.cycles.get(name).copied().unwrap_or(0);
+    let cycles = |name: &str| of(after, name).saturating_sub(of(before, name)) as f64 / frames as f64;
+    let counted = STAGES.iter().filter(|_| frames > 0);
+    counted.map(|name| Stage { name: (*name).to_owned(), cycles_per_frame: cycles(name) }).collect()
 }
 
 fn script(file: &Path) -> anyhow::Result<String> {
@@ -115,5 +127,21 @@ mod tests {
         assert_eq!(profile.folded, ["worker-0;turn<a: b>;look 2", "worker-0;turn<a: b>;tun_chr_read_iter 1"]);
         assert_eq!((profile.top[0].name.as_str(), profile.top[0].object.as_str()), ("look", "vswitch"));
         assert_eq!(profile.top[1].object, "");
+    }
+
+    #[test]
+    fn stages_are_the_difference_of_two_readings() {
+        let view = |frames, rx, decide| StagesView {
+            frames,
+            cycles: BTreeMap::from([("rx".to_owned(), rx), ("decide".to_owned(), decide)]),
+            ..StagesView::default()
+        };
+        let found = stages(&view(100, 1000, 500), &view(300, 3000, 6500));
+        let of = |name: &str| found.iter().find(|s| s.name == name).map(|s| s.cycles_per_frame);
+        assert_eq!(
+            (of("rx"), of("decide"), of("learn"), found.len()),
+            (Some(10.0), Some(30.0), Some(0.0), STAGES.len())
+        );
+        assert_eq!(stages(&view(0, 0, 0), &view(0, 0, 0)), []);
     }
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use super::{Scenario, Turn, contest, load, profile};
 use crate::{
+    contestants::Api,
     results::{Direction, Metric, Parameter, Parameters, Role, Round},
     run::Limit,
     selftest::Loop,
@@ -123,5 +124,11 @@ fn profiled(
     let Some(pid) = fabric.pid().filter(|_| turn.context.profile && ours && turn.round == 0) else { return Ok(None) };
     let limit = Limit::time(turn.context.time.max(PROFILE_TIME));
     let load = || load::offer(fabric, lanes, None, limit, false).map(drop);
-    profile::record(pid, load).map(Some)
+    let before = fabric.api().map(Api::stages).transpose()?;
+    let mut profile = profile::record(pid, load)?;
+    let after = fabric.api().map(Api::stages).transpose()?;
+    if let (Some(before), Some(after)) = (before, after) {
+        profile.stages = profile::stages(&before, &after);
+    }
+    Ok(Some(profile))
 }
