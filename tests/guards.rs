@@ -154,11 +154,11 @@ fn an_honest_client_gets_its_lease_and_pings_and_a_second_server_is_not_heard() 
         }
     }
     let (home, client, rogue) = (silent("vgh"), silent("vgc"), silent("vgr"));
-    let daemon = Daemon::start(&[
+    let mut daemon = Daemon::start(&[
         "--port",
-        &tap("gw", &home, MacAddr([2, 0, 0, 0, 9, 1]), ""),
+        &tap("gw", &home, MacAddr([2, 0, 0, 0, 9, 1]), ",persist=on"),
         "--port",
-        &tap("vm", &client, OWN, ",clean=on"),
+        &tap("vm", &client, OWN, ",clean=on,persist=on"),
         "--port",
         &tap("evil", &rogue, OTHER, ",clean=on,ip=10.9.0.9"),
     ])
@@ -179,6 +179,16 @@ fn an_honest_client_gets_its_lease_and_pings_and_a_second_server_is_not_heard() 
     assert!(address.starts_with("10.9.0.1") && bindings[0]["source"] == "dhcp", "{bindings}");
     assert!((1..=120).contains(&bindings[0]["left_s"].as_u64().expect("a number")), "{bindings}");
     assert!(daemon.cli(&["port", "show", "vm"]).expect("shown").contains(address), "the table has it too");
+    // The switch dies; the client knows nothing of it, and does not ask again.
+    let state = daemon.file("state").join("bindings.json");
+    let written = || std::fs::read_to_string(&state).is_ok_and(|text| text.contains(address));
+    wait_for("the lease is written down", PATIENCE, written).expect("within a second or so");
+    daemon.crash_and_restart().expect("comes up again");
+    for port in ["vm", "gw"] {
+        daemon.wait_state(port, "up").expect("up");
+    }
+    assert_eq!(daemon.port("vm")["bindings"][0]["address"], address);
+    assert_eq!(ping(&client, "10.9.0.1", 5, false).expect("ping runs").received, 5, "{}", daemon.port("vm"));
 }
 
 #[test]

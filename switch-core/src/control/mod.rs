@@ -12,6 +12,7 @@ pub mod config;
 pub mod desired;
 mod drivers;
 pub mod journal;
+mod learned;
 pub mod manager;
 pub mod network_xml;
 mod networks;

@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl Manager {
-    /// To be called about once per second: ages the FDB and does what [`attend`](Self::attend) does.
+    /// To be called about once per second: ages the FDB, writes down what clean ports have learned, and does what [`attend`](Self::attend) does.
     ///
     /// # Errors
     /// The switch itself failed.
@@ -33,6 +33,7 @@ impl Manager {
             .filter_map(|d| Some((*self.domain_ids.get(&d.name)?, d.ageing)))
             .collect();
         self.switch.fdb().age(tick, |domain| ageing.get(&domain).copied().unwrap_or(1));
+        self.remember_bindings();
         Ok(())
     }
 

@@ -20,6 +20,7 @@ use super::{
     desired::Desired,
     drivers::Drivers,
     journal::Journal,
+    learned::Learned,
     plan::{Step, needs_reopen, plan},
     spec::{AttachmentSpec, DressSpec, NetworkSpec, PortSpec, RoleSpec, SpecError},
     wire::Done,
@@ -97,6 +98,8 @@ pub struct Manager {
     switch: Switch,
     settings: Settings,
     journal: Option<Journal>,
+    /// The addresses that clean ports have obtained.
+    learned: Learned,
     drivers: Drivers,
     news: Arc<tokio::sync::Notify>,
     desired: Desired,
@@ -133,6 +136,7 @@ impl Manager {
             outcomes: BTreeMap::new(),
             switch,
             settings,
+            learned: Learned::open(journal.as_ref().map(Journal::directory)),
             journal: None,
             drivers: Drivers { links: Links::new(notifier.clone()), guards, notifier },
             news,
@@ -293,10 +297,11 @@ impl Manager {
         grants
     }
 
-    /// Publishes what has been opened and hands its queues to workers.
+    /// Publishes what has been opened, gives clean ports back the addresses that they had, and hands queues to workers.
     fn put_to_work(&mut self, grants: Vec<Grant>) -> Result<(), ManagerError> {
         self.publish()?;
         for (id, rx) in grants {
+            self.restore_bindings(id);
             self.switch.grant(id, rx)?;
         }
         Ok(())

@@ -2,12 +2,15 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::Open;
+use super::{Manager, Open};
 use crate::{
+    clean::Clean,
     control::{
+        learned::{Station, wall_s},
         spec::{DomainSpec, PortSpec},
         wire::BindingView,
     },
+    id::PortId,
     rate::{Limiter, Rate},
     topology::{Policy, PortShared},
 };
@@ -22,7 +25,7 @@ impl Open {
     /// Takes up what a SPEC says.
     pub(super) fn take_policy(&mut self, spec: &PortSpec) -> Policy {
         let clean = spec.clean_rules();
-        let station = |clean: Option<&crate::clean::Clean>| clean.map(|clean| clean.station);
+        let station = |clean: Option<&Clean>| clean.map(|clean| clean.station);
         if station(self.policy.clean.as_deref()) != station(clean.as_ref()) {
             // They are another station's.
             self.shared.bindings.clear();
@@ -35,6 +38,41 @@ impl Open {
         };
         self.policy.clone()
     }
+}
+
+impl Manager {
+    /// Gives a port that was just opened the addresses back that its station had; what another has obtained meanwhile is its own.
+    pub(super) fn restore_bindings(&self, id: PortId) {
+        let Some((name, open)) = self.open.iter().find(|(_, open)| open.id == id) else { return };
+        let Some(clean) = learning(open) else { return };
+        let Some(station) = self.learned.station(name, clean.station) else { return };
+        let now = self.switch.clock().now().nanos;
+        let specs = self.desired.effective_ports();
+        let domains = |name: &String| specs.get(name).into_iter().flat_map(|spec| &spec.domains).map(|a| &a.domain);
+        let taken = |address| {
+            let mut others = self.open.iter().filter(|(_, other)| other.id != id);
+            others.any(|(other, open)| {
+                open.shared.bindings.holds(address, now) && domains(other).any(|d| domains(name).any(|own| own == d))
+            })
+        };
+        station.restore(&open.shared.bindings, now, wall_s(), taken);
+    }
+
+    /// Writes down what clean ports have learned, if it has changed.
+    pub(super) fn remember_bindings(&mut self) {
+        let (now, wall) = (self.switch.clock().now().nanos, wall_s());
+        let of = |(name, open): (&String, &Open)| {
+            let station = Station::of(learning(open)?.station, &open.shared.bindings, now, wall);
+            Some((name.clone(), station))
+        };
+        let open = self.open.iter().filter_map(of).collect();
+        self.learned.update(open, |name| self.waiting.contains_key(name));
+    }
+}
+
+/// The rules of a port that learns addresses.
+fn learning(open: &Open) -> Option<&Clean> {
+    open.policy.clean.as_deref().filter(|clean| clean.ip.learn && !clean.ip.any)
 }
 
 /// Takes up the rates of the domains that there are.
