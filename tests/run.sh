@@ -41,6 +41,7 @@ command -v libvirtd >/dev/null || guest_packages+=(libvirt-daemon libvirt-daemon
 command -v virsh >/dev/null || guest_packages+=(libvirt-clients)
 command -v ovsdb-server >/dev/null || guest_packages+=(openvswitch-common)
 [ -e /usr/share/openvswitch/vswitch.ovsschema ] || guest_packages+=(openvswitch-switch)
+[ -e /usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk ] || guest_packages+=(openvswitch-switch-dpdk)
 if ! command -v busybox >/dev/null || ldd "$(command -v busybox)" >/dev/null 2>&1; then guest_packages+=(busybox-static); fi
 if [ "${#guest_packages[@]}" -gt 0 ]; then
     echo "Installing what the guests need: apt-get install ${guest_packages[*]}"
