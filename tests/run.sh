@@ -69,7 +69,7 @@ cargo test --locked -p vswitch-benches --benches
 echo "== what only measuring builds have"
 cargo test --locked -p switch-core -p vswitch-benches --features switch-core/burden,vswitch-benches/stages --lib -- stages burden
 echo "== guests of QEMU"
-cargo test --locked -p vswitch-tests --features guests --test guests -- --test-threads 2
+cargo test --locked -p vswitch-tests --features guests --test guests --test libvirt_guests -- --test-threads 2
 echo "== the MAC table under loom: every interleaving"
 RUSTFLAGS="--cfg vswitch_loom" cargo test --locked -p switch-core --lib --target-dir target/loom fdb::loom_tests
 echo "== $(wc -l <"$VSWITCH_SKIPPED") skipped"
