@@ -196,6 +196,10 @@ fn guests_of_libvirt_live_on_networks_taken_over_from_it() {
     let b = [
         lab.tap("b-nat", "nat", mac(2, 0)),
         lab.port("b-isolated", &format!("vhost-user,path=@/b-isolated,owner={owner},domain=isolated"), mac(2, 1)),
+        // These are addresses of the host, which has no others at these ports.
+        lab.port("b-listens", "stream,address=127.0.0.1:7001,mode=client,domain=isolated", mac(2, 2)),
+        lab.port("b-connects", "stream,address=127.0.0.1:7002,domain=isolated", mac(2, 3)),
+        lab.port("b-udp", "dgram,address=127.0.0.1:7003,peer=127.0.0.1:7004,domain=isolated", mac(2, 4)),
     ];
     let (a, b) = (lab.boot(&a), lab.boot(&b));
     a.ready().expect("boots");
@@ -227,7 +231,14 @@ fn guests_of_libvirt_live_on_networks_taken_over_from_it() {
     lab.join(&b, "b", mac(2, 1), "isolated");
     let answer = b.sh("nslookup -type=a a.isolated.example").expect("an answer");
     assert!(answer.contains(&address), "{answer}");
-    check_transfer(&b, &a, &address).expect("from guest to guest");
+    for nic in 1..=4 {
+        // By each of the sockets that libvirt has an interface for, one after the other.
+        if nic > 1 {
+            lab.join(&b, &format!("b{nic}"), mac(2, nic), "isolated");
+        }
+        check_transfer(&b, &a, &address).unwrap_or_else(|e| panic!("network device {nic}: {e:#}"));
+        lab.leave(&b, mac(2, nic));
+    }
     assert_eq!(a.sh("ip route | grep default || true").expect("shown"), "", "an isolated network offers no way out");
     a.sh(&format!("ip route add default via {}", lab.gateway("isolated"))).expect("taken all the same");
     assert!(!a.pings(WORLD).expect("asked") && !lab.world.pings(&address).expect("asked"));
@@ -249,8 +260,11 @@ fn guests_of_libvirt_live_on_networks_taken_over_from_it() {
     }
     let listed = lab.daemon.cli(&["ovs-vsctl", "list-ports", "ovsbr"]).expect("listed");
     assert_eq!(listed, "nic\n");
-    for port in ["a-nat", "a-routed", "a-isolated", "b-nat", "b-isolated"] {
-        lab.daemon.wait_state(port, "waiting").expect("no machine");
+    for port in ["a-nat", "a-routed", "a-isolated", "b-nat", "b-isolated", "b-listens", "b-connects", "b-udp"] {
+        // Nobody notices that datagrams are not heard.
+        if port != "b-udp" {
+            lab.daemon.wait_state(port, "waiting").expect("no machine");
+        }
         lab.daemon.cli(&["port", "del", port]).expect("removed");
     }
     for network in ["nat", "routed", "isolated", "lan"] {
