@@ -31,12 +31,14 @@ fn check(listens: bool) {
         transfer(&theirs, &ours, "10.97.1.2", 1 << 20);
     };
     exchange(&daemon);
-    if listens {
-        // A driver that connects does so once; one that listens lets the next switch in.
-        for _ in 0..2 {
-            daemon.crash_and_restart().expect("starts again");
-            exchange(&daemon);
+    for _ in 0..2 {
+        daemon.crash_and_restart().expect("starts again");
+        // A driver that listens lets the next switch in; one that connects does so once.
+        if !listens {
+            ovs.remove_port("patch").expect("removed");
+            ovs.add_driver("patch", &socket, listens).expect("added");
         }
+        exchange(&daemon);
         let errors = count(&daemon.port("patch"), "rx_errors");
         assert_eq!(errors, 0, "its ring goes on where it was: {}", daemon.port("patch"));
     }

@@ -165,6 +165,14 @@ impl Ovs {
         self.vsctl(&["add-port", "br0", device])
     }
 
+    /// Removes a port.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub fn remove_port(&self, port: &str) -> anyhow::Result<()> {
+        self.vsctl(&["del-port", "br0", port])
+    }
+
     /// Whether so many of its vhost-user ports are connected.
     #[must_use]
     pub fn links_up(&self, ports: usize) -> bool {
