@@ -20,6 +20,9 @@ fn an_isolated_network_is_closed() {
     lab.define("name = \"lab\"\ndns = { enable = false }\nip = [{ address = \"10.7.0.1/24\" }]").expect("defined");
     reaches(&one, "10.7.0.1");
     reaches(&lab.host, "10.7.0.3");
+    // The gateway answers a little before the rules are made.
+    let rules = || lab.host.exec(&["nft", "list", "ruleset"]).expect("listed");
+    wait_for("there are rules", PATIENCE, || rules().contains("table inet vswitch-lab")).expect("made");
     one.exec(&["ip", "route", "add", "default", "via", "10.7.0.1"]).expect("a route");
     assert!(!ping(&one, OUTSIDE) && !ping(&lab.outside, "10.7.0.3"));
     reaches(&lab.host, OUTSIDE);
