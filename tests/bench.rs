@@ -68,7 +68,7 @@ fn every_scenario_runs_and_its_results_are_complete() {
     let (out, pcap) = (guard.path().join("out"), guard.path().join("c.pcap"));
     capture(&pcap, 300);
     let names = SCENARIOS.iter().map(|s| s.name).filter(|name| *name != "replay");
-    let options = ["--smoke", "--time", "0.1", "--runs", "1", "--against", "vswitch,bridge", "--fast", "--pcap"];
+    let options = ["--smoke", "--time", "0.3", "--runs", "1", "--against", "vswitch,bridge", "--fast", "--pcap"];
     let paths = [pcap.to_str().expect("text"), "--out", out.to_str().expect("text")];
     let output = bench(&[&names.collect::<Vec<_>>()[..], &options, &paths].concat());
     let said = text(&output.stderr);

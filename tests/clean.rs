@@ -134,6 +134,18 @@ fn send(bench: &Bench, port: usize, frame: &[u8]) -> Option<DropReason> {
     DropReason::ALL.iter().copied().find(|r| after.dropped(*r) > before[port].dropped(*r))
 }
 
+/// Does at once what must not take as long as an address is tentative, on a switch of its own each time: until the machine let it.
+fn in_time<T>(mut attempt: impl FnMut() -> T) -> T {
+    for _ in 0..20 {
+        let begin = std::time::Instant::now();
+        let done = attempt();
+        if begin.elapsed().as_nanos() < u128::from(TENTATIVE_NANOS) {
+            return done;
+        }
+    }
+    panic!("the machine has no time for this");
+}
+
 fn later() {
     std::thread::sleep(std::time::Duration::from_nanos(TENTATIVE_NANOS + 50_000_000));
 }
@@ -205,7 +217,6 @@ fn a_dhcpv6_reply_binds_the_station_that_it_goes_to() {
 
 #[test]
 fn the_first_to_claim_an_address_has_it() {
-    let bench = bench(vec![clean_port(OWN, "learn"), clean_port(OTHER, "learn"), trusted()]);
     let claim = |mac| {
         let message = icmpv6(NO_V6, ALL_NODES.0, &neighbour(135, V6, None));
         ether(ALL_NODES.1, mac, 0x86dd, &ipv6(NO_V6, ALL_NODES.0, ICMPV6, 255, &message))
@@ -215,9 +226,14 @@ fn the_first_to_claim_an_address_has_it() {
         ether(ALL_NODES.1, mac, 0x86dd, &ipv6(V6, ALL_NODES.0, ICMPV6, 255, &message))
     };
     let from = |mac| ether(ALL, mac, 0x86dd, &ipv6(V6, OTHER_V6, TCP, 64, &tcp()));
-    assert_eq!(send(&bench, 0, &claim(OWN)), None);
-    assert_eq!(send(&bench, 0, &advertise(OWN)), Some(SpoofedIpv6), "somebody may object");
-    assert_eq!(send(&bench, 1, &claim(OTHER)), Some(SpoofedNd), "the first one shall not think that it is taken");
+    let (bench, said) = in_time(|| {
+        let bench = bench(vec![clean_port(OWN, "learn"), clean_port(OTHER, "learn"), trusted()]);
+        let said =
+            [(0, claim(OWN)), (0, advertise(OWN)), (1, claim(OTHER))].map(|(port, frame)| send(&bench, port, &frame));
+        (bench, said)
+    });
+    // Somebody may object, and the first one shall not think that its address is taken.
+    assert_eq!(said, [None, Some(SpoofedIpv6), Some(SpoofedNd)]);
     later();
     assert_eq!(send(&bench, 0, &from(OWN)), None);
     assert_eq!(send(&bench, 0, &advertise(OWN)), None);
@@ -228,12 +244,16 @@ fn the_first_to_claim_an_address_has_it() {
 
 #[test]
 fn a_trusted_port_can_object_to_a_claim() {
-    let bench = bench(vec![clean_port(OWN, "learn"), trusted()]);
     let gateway = MacAddr([2, 0, 0, 0, 0, 9]);
-    assert_eq!(send(&bench, 0, &nd(NO_V6, 135, V6, None)), None);
     let message = icmpv6(V6, ALL_NODES.0, &neighbour(136, V6, Some((2, gateway))));
     let objection = ether(ALL_NODES.1, gateway, 0x86dd, &ipv6(V6, ALL_NODES.0, ICMPV6, 255, &message));
-    assert_eq!(send(&bench, 1, &objection), None);
+    let (bench, said) = in_time(|| {
+        let bench = bench(vec![clean_port(OWN, "learn"), trusted()]);
+        let said =
+            [(0, nd(NO_V6, 135, V6, None)), (1, objection.clone())].map(|(port, frame)| send(&bench, port, &frame));
+        (bench, said)
+    });
+    assert_eq!(said, [None, None]);
     later();
     assert_eq!(send(&bench, 0, &v6(&ipv6(V6, OTHER_V6, TCP, 64, &tcp()))), Some(SpoofedIpv6));
     assert_eq!(bench.ports[0].shared.bindings.list(0), []);

@@ -4,11 +4,10 @@ use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
     process::Command,
-    time::Duration,
 };
 
 use vswitch_benches::netns::unique;
-use vswitch_tests::{Daemon, binary};
+use vswitch_tests::{Daemon, PATIENCE, binary};
 
 #[test]
 fn refusals_name_the_mend_and_change_nothing() {
@@ -84,7 +83,7 @@ fn the_api_withstands_abuse() {
     let daemon = Daemon::start(&[]).expect("starts");
     let talk = |bytes: &[u8]| {
         let mut stream = UnixStream::connect(daemon.socket()).expect("connects");
-        stream.set_read_timeout(Some(Duration::from_millis(500))).expect("set");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
         // The server may close while we still write: that is an answer too.
         let _ = stream.write_all(bytes);
         let mut answer = Vec::new();

@@ -40,7 +40,7 @@ impl Guest {
     fn receive(&self) -> Option<(Vec<u8>, Offload)> {
         let mut buffer = vec![0; 70_000];
         let begin = Instant::now();
-        while begin.elapsed() < Duration::from_secs(5) {
+        while begin.elapsed() < PATIENCE {
             match tap::read(self.device.as_raw_fd(), &mut buffer) {
                 Ok(n) if buffer[VNET_HDR_BYTES..VNET_HDR_BYTES + 6] == GUEST.0 => {
                     let header = buffer[..VNET_HDR_BYTES].try_into().expect("the header's length");
@@ -94,7 +94,7 @@ fn a_virtual_machines_tap_is_a_packet_port_beside_tap_ports() {
         let mac: MacAddr =
             host.exec(&["cat", "/sys/class/net/eth0/address"]).expect("there").trim().parse().expect("an address");
         let socket = host.run(|| UdpSocket::bind("10.8.7.1:0")).expect("namespace").expect("bind");
-        socket.set_read_timeout(Some(Duration::from_secs(5))).expect("set");
+        socket.set_read_timeout(Some(PATIENCE)).expect("set");
         let port = socket.local_addr().expect("bound").port();
 
         // Guest to host: the kernel of the host takes the datagram only if its checksum is right or known to be owed.

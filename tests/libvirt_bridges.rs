@@ -39,7 +39,9 @@ fn a_bridge_of_open_vswitch_is_a_domain() {
     fs::create_dir(&programs).expect("made");
     symlink(binary().expect("built"), programs.join("ovs-vsctl")).expect("linked");
     let environment = vec![("VSWITCH_API".to_owned(), daemon.socket().display().to_string())];
-    let Some(mut libvirt) = Libvirt::start_with(&Options { programs: Some(programs), environment, hook: None }) else {
+    let Some(mut libvirt) =
+        Libvirt::start_with(&Options { programs: Some(programs), environment, ..Options::default() })
+    else {
         return;
     };
     let (bridge, tap) = (unique("ob"), unique("ot"));

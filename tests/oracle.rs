@@ -10,7 +10,7 @@ use switch_core::{
         raw::RawSocket,
     },
 };
-use vswitch_benches::netns::{KernelBridge, Namespace};
+use vswitch_benches::netns::{KernelBridge, Namespace, wait_for};
 use vswitch_tests::{Daemon, PATIENCE};
 
 const FAR_ENDS: usize = 3;
@@ -189,11 +189,19 @@ fn compare(ports: &str) {
         }
     }
     let arguments: Vec<&str> = specs.iter().flat_map(|spec| ["--port", spec.as_str()]).collect();
-    let _daemon = Daemon::start(&arguments).expect("the switch starts");
+    let daemon = Daemon::start(&arguments).expect("the switch starts");
     let kernel = Side { ends: bridge_hosts.iter().map(FarEnd::new).collect() };
     let switch = Side { ends: switch_hosts.iter().map(FarEnd::new).collect() };
-    // Until the bridge's ports forward, and whatever devices say when they come up has been said.
-    std::thread::sleep(Duration::from_millis(300));
+    // A marker that is sent before all of them forward comes to nobody. (3 is BR_STATE_FORWARDING.)
+    for i in 0..FAR_ENDS {
+        let state = || bridge.home.exec(&["cat", &format!("/sys/class/net/p{i}/brport/state")]).expect("a port");
+        wait_for("the bridge forwards", PATIENCE, || state().trim() == "3").expect("it does");
+        daemon.wait_state(&format!("h{i}"), "up").expect("up");
+    }
+    for host in bridge_hosts.iter().chain(&switch_hosts) {
+        let state = || host.exec(&["cat", "/sys/class/net/eth0/carrier"]).expect("it is up");
+        wait_for("the far end has its carrier", PATIENCE, || state().trim() == "1").expect("it has");
+    }
     let mut number = 0;
     for side in [&kernel, &switch] {
         for from in 0..FAR_ENDS {

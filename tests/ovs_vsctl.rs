@@ -46,7 +46,7 @@ impl Database {
     fn run(&self, words: &[&str]) -> Output {
         let mut command = Command::new("ovs-vsctl");
         command.arg(format!("--db=unix:{}", self.directory.join("db.sock").display()));
-        command.args(["--timeout=5", "--no-wait", "-vsyslog:off"]).args(words).output().expect("installed")
+        command.args(["--timeout=60", "--no-wait", "-vsyslog:off"]).args(words).output().expect("installed")
     }
 }
 

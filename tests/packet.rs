@@ -18,9 +18,9 @@ use switch_core::{
 use vswitch_benches::{
     frames,
     netns::{Namespace, wait_for},
-    tools::{installed, ping},
+    tools::installed,
 };
-use vswitch_tests::{Daemon, PATIENCE, transfer};
+use vswitch_tests::{Daemon, PATIENCE, reaches, transfer};
 
 struct Lab {
     daemon: Daemon,
@@ -56,8 +56,8 @@ impl Lab {
         Lab { daemon, home, hosts }
     }
 
-    fn pings(&self, from: usize, to: usize) -> bool {
-        ping(&self.hosts[from], &format!("10.8.0.{}", to + 1), 3, false).expect("ping runs").received > 0
+    fn reaches(&self, from: usize, to: usize) -> bool {
+        reaches(&self.hosts[from], &format!("10.8.0.{}", to + 1))
     }
 
     fn state(&self, port: &str) -> serde_json::Value {
@@ -84,7 +84,7 @@ fn netdevs_and_taps_reach_each_other_and_data_arrives_unchanged() {
     for from in 0..4 {
         for to in 0..4 {
             if from != to {
-                assert!(lab.pings(from, to), "from {from} to {to}");
+                assert!(lab.reaches(from, to), "from {from} to {to}");
                 lab.transfer(from, to, &format!("10.8.0.{}", to + 1), 5_000_000);
                 lab.transfer(from, to, &format!("fd08::{}", to + 1), 1_000_000);
             }
@@ -113,7 +113,7 @@ fn data_over_a_tagged_wire_between_two_ports_arrives_unchanged() {
     }
     wait_for("the trunk is up", PATIENCE, || lab.state("ta") == "up" && lab.state("tb") == "up").expect("up");
     for (from, to) in [(0, 1), (1, 0), (0, 2), (2, 0)] {
-        assert!(lab.pings(from, to), "from {from} to {to}");
+        assert!(lab.reaches(from, to), "from {from} to {to}");
         lab.transfer(from, to, &format!("10.8.0.{}", to + 1), 5_000_000);
     }
 }
@@ -173,7 +173,7 @@ fn a_frame_with_a_tag_goes_to_the_domain_of_the_tag_and_keeps_it() {
 #[test]
 fn a_port_waits_for_its_device_and_comes_back_with_it() {
     let lab = Lab::new(&["packet", "packet"], &[]);
-    assert!(lab.pings(0, 1));
+    assert!(lab.reaches(0, 1));
     lab.home.exec(&["ip", "link", "set", "p0", "down"]).expect("down");
     wait_for("the port notices", PATIENCE, || lab.state("h0") == "waiting").expect("waiting");
     let reason = |what: &str| {
@@ -182,7 +182,7 @@ fn a_port_waits_for_its_device_and_comes_back_with_it() {
     reason("ip link set p0 up").expect("the mend is named");
     lab.home.exec(&["ip", "link", "set", "p0", "up"]).expect("up");
     wait_for("the port is up again", PATIENCE, || lab.state("h0") == "up").expect("up");
-    assert!(lab.pings(0, 1));
+    assert!(lab.reaches(0, 1));
     lab.home.exec(&["ip", "link", "del", "p0"]).expect("deleted");
     reason("there is no device").expect("waiting");
     assert_eq!((lab.state("h0"), lab.state("h1")), ("waiting".into(), "up".into()));
@@ -190,7 +190,7 @@ fn a_port_waits_for_its_device_and_comes_back_with_it() {
     reason("no carrier").expect("the other end is down");
     lab.hosts[0].configure("eth0", &["10.8.0.1/24"]).expect("configured");
     wait_for("the port is up again", PATIENCE, || lab.state("h0") == "up").expect("up");
-    assert!(lab.pings(0, 1) && lab.pings(1, 0));
+    assert!(lab.reaches(0, 1) && lab.reaches(1, 0));
 }
 
 /// A UDP datagram of a flow, with a number.
@@ -235,7 +235,7 @@ fn send_flows(host: &Namespace, device: &str) {
 fn several_queues_keep_the_order_of_each_flow() {
     let cpus = if std::thread::available_parallelism().is_ok_and(|n| n.get() > 1) { "0,1" } else { "0" };
     let lab = Lab::new(&["packet,queues=2", "packet,queues=2,offload=off"], &["--workers", "2", "--cpus", cpus]);
-    assert!(lab.pings(0, 1) && lab.pings(1, 0), "and nothing that is sent comes back");
+    assert!(lab.reaches(0, 1) && lab.reaches(1, 0), "and nothing that is sent comes back");
     lab.transfer(0, 1, "10.8.0.2", 5_000_000);
     lab.transfer(1, 0, "fd08::1", 5_000_000);
     let mut sink = lab.hosts[1].run(|| RawSocket::open("eth0", true)).expect("namespace").expect("opened");
@@ -334,7 +334,7 @@ fn a_device_without_offloads_is_given_what_its_kernel_segments() {
     }
     let lab = Lab::new(&["packet", "packet"], &[]);
     lab.home.exec(&["ethtool", "-K", "p0", "tso", "off", "tx", "off", "gso", "off"]).expect("veth can");
-    assert!(lab.pings(0, 1));
+    assert!(lab.reaches(0, 1));
     lab.transfer(1, 0, "10.8.0.1", 5_000_000);
     lab.transfer(1, 0, "fd08::1", 5_000_000);
     lab.transfer(0, 1, "10.8.0.2", 5_000_000);

@@ -1,12 +1,13 @@
 //! The seam: every kind of port forwards to every other, what was sent and in order.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use switch_core::worker::PollMode;
 use vswitch_benches::{
     frames,
     pairs::{KINDS, Lab},
 };
+use vswitch_tests::PATIENCE;
 
 const FRAMES: u64 = 200;
 
@@ -22,7 +23,7 @@ fn every_kind_of_port_forwards_to_every_other() {
                 let wanted = sent.clone();
                 let mut got: Vec<Vec<u8>> = Vec::new();
                 let begin = Instant::now();
-                while got.len() < wanted.len() && begin.elapsed() < Duration::from_secs(20) {
+                while got.len() < wanted.len() && begin.elapsed() < PATIENCE {
                     if !sent.is_empty() {
                         let few = sent.len().min(16);
                         let taken = lab.ends[from].send(&sent[..few]).expect("the wire holds");

@@ -41,6 +41,7 @@ command -v libvirtd >/dev/null || guest_packages+=(libvirt-daemon libvirt-daemon
 command -v virsh >/dev/null || guest_packages+=(libvirt-clients)
 command -v ovsdb-server >/dev/null || guest_packages+=(openvswitch-common)
 [ -e /usr/share/openvswitch/vswitch.ovsschema ] || guest_packages+=(openvswitch-switch)
+[ -e /usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk ] || guest_packages+=(openvswitch-switch-dpdk)
 if ! command -v busybox >/dev/null || ldd "$(command -v busybox)" >/dev/null 2>&1; then guest_packages+=(busybox-static); fi
 if [ "${#guest_packages[@]}" -gt 0 ]; then
     echo "Installing what the guests need: apt-get install ${guest_packages[*]}"
@@ -92,7 +93,7 @@ echo "== what only measuring builds have"
 cargo test --locked --workspace --features switch-core/burden,vswitch-benches/stages --lib -- stages burden
 echo "== guests of QEMU"
 features=(--features vswitch-tests/guests)
-run_tests --workspace "${features[@]}" --test guests -- --test-threads 2
+run_tests --workspace "${features[@]}" --test guests --test libvirt_guests -- --test-threads 2
 echo "== the MAC table under loom: every interleaving"
 cargo test --locked --workspace --features switch-core/loom --lib fdb::loom_tests
 echo "== $(wc -l <"$VSWITCH_SKIPPED") skipped"

@@ -191,17 +191,36 @@ fn a_vmm_whose_call_descriptor_blocks_stops_nobody_for_long() {
     lab.check_balance(&["vm0", "vm1", "vm2", "vm3"]);
 }
 
-#[test]
-fn vms_that_leave_at_once_over_and_over_cost_little_and_are_told_once() {
+/// A switch whose port `vm0` has seen VMs leave at once, and says so. `None` if the switch had no processor for so long that it must have
+/// taken one of them for a VM that stayed (half a second): then all is as it should be, and not what is to be seen here.
+fn left_at_once() -> Option<Lab> {
     let lab = Lab::new(2, "", &[]);
     for _ in 0..8 {
         drop(UnixStream::connect(lab.path(0)).expect("the port listens"));
     }
-    wait_for("the port says so", PATIENCE, || lab.view("vm0")["reason"].to_string().contains("leave at once"))
-        .expect("said");
-    let log = || std::fs::read_to_string(lab.daemon.file("log")).expect("there");
-    assert_eq!(log().matches("a VM has connected").count(), 4, "{}", log());
-    assert_eq!(log().matches("let in twice a second").count(), 1, "{}", log());
+    let said =
+        wait_for("the port says so", PATIENCE, || lab.view("vm0")["reason"].to_string().contains("leave at once"));
+    let log = std::fs::read_to_string(lab.daemon.file("log")).expect("there");
+    let first = log.split_once("let in twice a second").map_or(log.as_str(), |(first, _)| first);
+    // 2026-01-02T03:04:05.678901Z: seconds of the day.
+    let seconds = |line: &str| -> Option<f64> {
+        let mut parts = line.split_once('T')?.1.split_once('Z')?.0.split(':').map(|part| part.parse::<f64>().ok());
+        Some(parts.next()?? * 3600.0 + parts.next()?? * 60.0 + parts.next()??)
+    };
+    let events = first.lines().skip_while(|line| !line.contains("a VM has connected"));
+    let times: Vec<f64> = events.filter_map(seconds).collect();
+    if times.windows(2).any(|pair| !(0.0..0.5).contains(&(pair[1] - pair[0]))) {
+        return None;
+    }
+    said.unwrap_or_else(|e| panic!("{e}: {log}"));
+    assert_eq!(log.matches("a VM has connected").count(), 4, "{log}");
+    assert_eq!(log.matches("let in twice a second").count(), 1, "{log}");
+    Some(lab)
+}
+
+#[test]
+fn vms_that_leave_at_once_over_and_over_cost_little_and_are_told_once() {
+    let lab = (0..10).find_map(|_| left_at_once()).expect("a processor at last");
     // One that works is served all the same, and makes an end of it.
     let (mut a, mut b) = (lab.connect(0, Options::default()), lab.connect(1, Options::default()));
     introduce(&mut a, &mut b);

@@ -25,26 +25,30 @@ use crate::{
 /// What is installed to have the program and its drivers (Debian 12).
 pub const INSTALL: &str = "apt-get install dpdk-dev librte-net-virtio23 librte-net-vhost23 librte-mempool-ring23";
 /// How long it may take to start: both back-ends must have connected.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(60);
 /// How long an answer may take.
-const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(30);
 /// Where DPDK keeps what its processes find each other by.
-const RUNTIME: &str = "/var/run/dpdk";
+pub(crate) const RUNTIME: &str = "/var/run/dpdk";
 const PROMPT: &str = "testpmd> ";
 const HUGE_PAGE_MIB: u64 = 2;
+
+/// Whether a driver is among DPDK's plugins.
+#[must_use]
+pub fn has_driver(name: &str) -> bool {
+    let directories = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten().map(|e| e.path().join("dpdk"));
+    let mut plugins = directories.filter_map(|d| std::fs::read_dir(d).ok()).flatten().flatten();
+    plugins.any(|d| {
+        std::fs::read_dir(d.path())
+            .is_ok_and(|mut files| files.any(|f| f.is_ok_and(|f| f.file_name().to_string_lossy().contains(name))))
+    })
+}
 
 /// Why the program cannot be used, if it cannot.
 #[must_use]
 pub fn missing() -> Option<String> {
-    let driver = |name: &str| {
-        let directories = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten().map(|e| e.path().join("dpdk"));
-        let mut plugins = directories.filter_map(|d| std::fs::read_dir(d).ok()).flatten().flatten();
-        plugins.any(|d| {
-            std::fs::read_dir(d.path())
-                .is_ok_and(|mut files| files.any(|f| f.is_ok_and(|f| f.file_name().to_string_lossy().contains(name))))
-        })
-    };
-    let complete = installed("dpdk-testpmd") && driver("net_virtio") && driver("net_vhost") && driver("mempool_ring");
+    let drivers = ["net_virtio", "net_vhost", "mempool_ring"];
+    let complete = installed("dpdk-testpmd") && drivers.into_iter().all(has_driver);
     (!complete).then(|| format!("dpdk-testpmd or its drivers are missing: {INSTALL}"))
 }
 

@@ -5,7 +5,10 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     thread::{JoinHandle, ScopedJoinHandle},
     time::Duration,
@@ -30,26 +33,35 @@ const LOOK: Duration = Duration::from_millis(20);
 /// A sink that was told to stop ends when nothing of ours came for so long.
 const QUIET_NS: u64 = 100_000_000;
 
-/// When a generator stops: at whichever comes first.
+/// When a generator stops, at whichever comes first, and how long its sink waits for what has not arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
     /// After so many frames.
     pub frames: u64,
     /// After so long.
     pub time: Duration,
+    /// A sink that has fewer frames than were sent ends when nothing of ours came for so long; the default is 100 ms, in which a
+    /// switch that is measured has had every chance.
+    pub patience: Duration,
 }
 
 impl Limit {
     /// After so many frames, however long that takes.
     #[must_use]
     pub const fn frames(frames: u64) -> Limit {
-        Limit { frames, time: Duration::MAX }
+        Limit { frames, time: Duration::MAX, patience: Duration::ZERO }
     }
 
     /// After so long.
     #[must_use]
     pub const fn time(time: Duration) -> Limit {
-        Limit { frames: u64::MAX, time }
+        Limit { frames: u64::MAX, time, patience: Duration::ZERO }
+    }
+
+    /// With a sink that waits longer for what is missing: for accounts that must be exact on a machine that has other things to do.
+    #[must_use]
+    pub const fn patient(self, patience: Duration) -> Limit {
+        Limit { patience, ..self }
     }
 }
 
@@ -154,6 +166,8 @@ pub struct Seen<J> {
 #[derive(Debug, Default)]
 pub struct Progress {
     stop: AtomicBool,
+    /// Frames that were sent, known when `stop` is set; 0: nobody says.
+    sent: AtomicU64,
     arrived: AtomicU64,
 }
 
@@ -164,11 +178,17 @@ impl Progress {
     }
 }
 
-/// Receives on this thread until it is told to stop.
+/// Receives on this thread until it is told to stop, and what is missing has not come for `patience`.
 ///
 /// # Errors
 /// The end is broken.
-pub fn drain<J: Judge>(end: &mut dyn Receive, mut judge: J, progress: &Progress) -> anyhow::Result<Seen<J>> {
+pub fn drain<J: Judge>(
+    end: &mut dyn Receive,
+    mut judge: J,
+    progress: &Progress,
+    patience: Duration,
+) -> anyhow::Result<Seen<J>> {
+    let patience_ns = u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX).max(QUIET_NS);
     let cpu = thread_ns()?;
     // What was dropped before is nobody's.
     end.take_lost()?;
@@ -182,9 +202,11 @@ pub fn drain<J: Judge>(end: &mut dyn Receive, mut judge: J, progress: &Progress)
             last_ns = now.unwrap_or_else(now_ns);
             progress.arrived.store(judge.arrived(), Relaxed);
             quiet_since = None;
-        } else if progress.stop.load(Relaxed) {
+        } else if progress.stop.load(Acquire) {
             let now = now_ns();
-            if now - *quiet_since.get_or_insert(now) >= QUIET_NS {
+            let is_complete = judge.arrived() >= progress.sent.load(Relaxed);
+            let enough_ns = if is_complete { QUIET_NS } else { patience_ns };
+            if now - *quiet_since.get_or_insert(now) >= enough_ns {
                 sink_drops += end.take_lost()?;
                 return Ok(Seen { judge, last_ns, sink_drops, cpu_ns: thread_ns()? - cpu });
             }
@@ -206,7 +228,9 @@ impl<J: Judge + 'static> Sink<J> {
     pub fn start(mut end: impl Receive + 'static, judge: J) -> anyhow::Result<Sink<J>> {
         let progress = Arc::new(Progress::default());
         let shared = Arc::clone(&progress);
-        let thread = std::thread::Builder::new().name("sink".into()).spawn(move || drain(&mut end, judge, &shared))?;
+        let thread = std::thread::Builder::new()
+            .name("sink".into())
+            .spawn(move || drain(&mut end, judge, &shared, Duration::ZERO))?;
         Ok(Sink { progress, thread })
     }
 
@@ -273,10 +297,11 @@ pub fn run<J: Judge>(
 ) -> anyhow::Result<Run<J>> {
     let progress = Progress::default();
     std::thread::scope(|scope| {
-        let sink: ScopedJoinHandle<'_, _> = scope.spawn(|| drain(rx, judge, &progress));
+        let sink: ScopedJoinHandle<'_, _> = scope.spawn(|| drain(rx, judge, &progress, limit.patience));
         let sent = generate(source, tx, schedule, limit, &CANCELLED);
+        progress.sent.store(sent.as_ref().map_or(0, |sent| sent.frames), Relaxed);
         // Whatever happened, or the sink would never end.
-        progress.stop.store(true, Relaxed);
+        progress.stop.store(true, Release);
         let seen = sink.join().map_err(|_| anyhow::anyhow!("the sink panicked"))?;
         Ok(Run { sent: sent.context("the generator")?, seen: seen.context("the sink")? })
     })

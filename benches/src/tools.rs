@@ -59,7 +59,7 @@ fn iperf3(
     options: &[&str],
 ) -> anyhow::Result<Tcp> {
     let _server = server.spawn(&["iperf3", "-s", "-1"])?;
-    wait_for("iperf3 server", Duration::from_secs(5), || {
+    wait_for("iperf3 server", Duration::from_secs(30), || {
         server.exec(&["ss", "-Hltn", "sport = :5201"]).is_ok_and(|out| !out.is_empty())
     })?;
     let seconds = format!("{:.0}", time.as_secs_f64().max(1.0));

@@ -5,7 +5,6 @@ use std::{
     net::{TcpListener, TcpStream},
     os::unix::fs::PermissionsExt,
     path::PathBuf,
-    time::Duration,
 };
 
 use vswitch_benches::netns::{Namespace, exec, unique, wait_for};
@@ -186,7 +185,7 @@ pub fn calls(from: &Namespace, address: &str, to: &Namespace, listen: &str) -> a
     let answering =
         std::thread::spawn(move || listener.accept().map(|(mut s, peer)| s.write_all(b"hello").map(|()| peer)));
     let address = address.parse()?;
-    let mut stream = from.run(|| TcpStream::connect_timeout(&address, Duration::from_secs(5)))??;
+    let mut stream = from.run(|| TcpStream::connect_timeout(&address, PATIENCE))??;
     let mut said = String::new();
     stream.read_to_string(&mut said)?;
     let peer = answering.join().expect("answers")??;

@@ -6,7 +6,6 @@ use std::{
     os::unix::net::UnixStream,
     path::PathBuf,
     sync::{Arc, OnceLock},
-    time::Duration,
 };
 
 use switch_core::{
@@ -31,7 +30,7 @@ use switch_core::{
 };
 use vswitch_benches::netns::unique;
 
-use crate::{rng::Rng, spoof};
+use crate::{PATIENCE, rng::Rng, spoof};
 
 const PORTS: usize = 5;
 const MAX_FRAMES: usize = 64;
@@ -201,7 +200,7 @@ pub fn fuzz_api(data: &[u8]) {
     let path = api();
     let ask = |bytes: &[u8], whole: bool| {
         let mut stream = UnixStream::connect(path).expect("the API listens");
-        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("set");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set");
         // The switch may refuse and close before all is written.
         let _ = stream.write_all(bytes);
         // A request that is not whole ends here. One that is must not: a client that will not send may be taken as gone.
@@ -209,7 +208,10 @@ pub fn fuzz_api(data: &[u8]) {
             let _ = stream.shutdown(std::net::Shutdown::Write);
         }
         let mut answer = vec![0; 64];
-        let read = stream.read(&mut answer);
+        let mut read = stream.read(&mut answer);
+        while read.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::Interrupted) {
+            read = stream.read(&mut answer);
+        }
         answer.truncate(*read.as_ref().unwrap_or(&0));
         (answer, read)
     };

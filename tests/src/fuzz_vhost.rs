@@ -110,6 +110,7 @@ pub fn fuzz_vhost(data: &[u8]) {
         match stream.read(&mut answers) {
             Ok(0) => break,
             Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => break,
             Err(e) => panic!("the port does not end the connection: {e}"),
         }

@@ -221,6 +221,20 @@ pub struct MemPort {
     pub shared: Arc<PortShared>,
 }
 
+/// Whether an address answers in the end. A machine that is busy with something else may keep the first answers waiting; that an address does
+/// *not* answer is for others to ask.
+#[must_use]
+pub fn reaches(from: &Namespace, address: &str) -> bool {
+    wait_for("an answer", PATIENCE, || from.exec(&["ping", "-n", "-q", "-c", "1", "-W", "1", address]).is_ok()).is_ok()
+}
+
+/// Whether so many echo requests are all answered. Each has its time: `ping` with several of them gives the last one none.
+#[must_use]
+pub fn answers_all(from: &Namespace, address: &str, count: u32) -> bool {
+    let limit = PATIENCE.as_secs().to_string();
+    (0..count).all(|_| from.exec(&["ping", "-n", "-q", "-c", "1", "-W", &limit, address]).is_ok())
+}
+
 /// A real switch, with real workers, on in-memory ports.
 pub struct Bench {
     /// The switch.

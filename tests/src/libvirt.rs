@@ -7,7 +7,7 @@
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -18,9 +18,12 @@ use vswitch_benches::{
     tools::installed,
 };
 
-use crate::{PATIENCE, skip};
+use crate::{
+    guest::{Booted, KERNEL_ARGUMENTS},
+    skip,
+};
 
-/// How long the firmware of a machine may take to be heard.
+/// How long libvirtd, and the firmware of a machine, may take to be heard.
 pub const BOOT_PATIENCE: Duration = Duration::from_secs(90);
 /// What libvirtd asks QEMU at its first start takes as long as a boot.
 const COMMAND_PATIENCE_S: &str = "120";
@@ -38,6 +41,8 @@ pub struct Options {
     pub environment: Vec<(String, String)>,
     /// The script `/etc/libvirt/hooks/qemu`.
     pub hook: Option<String>,
+    /// The network namespace that it runs in, with its machines; none: the test's.
+    pub netns: Option<String>,
 }
 
 /// A libvirtd with everything it makes, and the machines it has.
@@ -122,7 +127,16 @@ impl Libvirt {
         script += "[ ! -e /dev/kvm ] || mount --bind /dev/null /dev/kvm\n";
         // The shell is the namespace's first process: it must take the dead ones away, which libvirtd waits for.
         script += &format!("libvirtd --config /etc/libvirt/libvirtd.conf --pid-file {here}/libvirtd.pid & wait");
-        let child = Command::new("unshare")
+        let mut command = match &options.netns {
+            // With a /sys that shows the devices there.
+            Some(name) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", name, "unshare"]);
+                command
+            }
+            None => Command::new("unshare"),
+        };
+        let child = command
             .args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"])
             .args(["sh", "-c", &script])
             .env("PATH", path)
@@ -132,7 +146,7 @@ impl Libvirt {
             .stderr(fs::File::create(directory.join("stderr"))?)
             .spawn()?;
         let libvirt = Libvirt { child, directory, machines: Vec::new(), user: user.unwrap_or(LIBVIRT_QEMU) };
-        wait_for("libvirtd answers", PATIENCE, || libvirt.virsh(&["list"]).is_ok())
+        wait_for("libvirtd answers", BOOT_PATIENCE, || libvirt.virsh(&["list"]).is_ok())
             .with_context(|| libvirt.text("stderr") + &libvirt.text("libvirtd.log"))?;
         Ok(libvirt)
     }
@@ -209,6 +223,32 @@ impl Libvirt {
         Ok(())
     }
 
+    /// Defines and starts a machine that boots a guest, with these `<interface>` elements, as they were printed or written by hand.
+    /// It boots while the caller does other things; see [`Booted::ready`].
+    ///
+    /// # Errors
+    /// libvirt or QEMU refuses; the error has the machine's log.
+    pub fn boot_guest(&mut self, image: &Path, printed: &[String]) -> anyhow::Result<Booted> {
+        let name = unique("vswitch-");
+        let file = |what: &str| self.directory.join(format!("{name}.{what}"));
+        // Copies, because libvirt gives them to the user of QEMU.
+        for what in ["vmlinuz", "initrd"] {
+            fs::copy(image.join(what), file(what))?;
+        }
+        let (agent, kernel) = (file("agent"), file("console"));
+        let machine = guest_xml(&name, &self.directory, printed)?;
+        let path = self.file(&format!("{name}.xml"), &machine)?;
+        self.virsh(&["define", &path]).with_context(|| machine.clone())?;
+        self.machines.push(name.clone());
+        // Its first words must not be lost.
+        if let Err(e) = self.virsh(&["start", &name, "--paused"]) {
+            bail!("{e:#}\n{machine}\n{}", self.log(&name));
+        }
+        let booted = Booted::connect(&agent, &kernel)?;
+        self.virsh(&["resume", &name])?;
+        Ok(booted)
+    }
+
     /// What QEMU said.
     #[must_use]
     pub fn log(&self, machine: &str) -> String {
@@ -223,6 +263,53 @@ impl Drop for Libvirt {
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+/// A machine with a kernel of `directory`, its agent's console and its serial port there, and these network devices.
+fn guest_xml(name: &str, directory: &Path, printed: &[String]) -> anyhow::Result<String> {
+    let here = directory.join(name);
+    let here = here.to_str().context("a path in UTF-8")?;
+    let memory = printed.iter().find_map(|text| between(text, "<memoryBacking>", "</memoryBacking>"));
+    let (mut interfaces, mut overrides) = (String::new(), String::new());
+    for (index, text) in printed.iter().enumerate() {
+        let interface = between(text, "<interface", "</interface>").context("an interface")?;
+        // The kernel is given to QEMU, so no firmware need look for one in the network.
+        let more = format!("  <alias name='ua-nic{index}'/>\n  <rom enabled='no'/>\n</interface>\n");
+        if interface.contains("type='vhostuser'") {
+            // docs/qemu.md: QEMU 7.2 without KVM cannot wire a vhost-user device's interrupts to MSI-X.
+            overrides += &format!(
+                "<qemu:device alias='ua-nic{index}'><qemu:frontend>\
+                 <qemu:property name='vectors' type='unsigned' value='0'/></qemu:frontend></qemu:device>\n"
+            );
+        }
+        interfaces += &interface.replace("</interface>", &more);
+    }
+    Ok(format!(
+        "<domain type='qemu'>
+  <name>{name}</name>
+  <memory unit='MiB'>128</memory>
+  {}
+  <vcpu current='1'>2</vcpu>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>{here}.vmlinuz</kernel>
+    <initrd>{here}.initrd</initrd>
+    <cmdline>{KERNEL_ARGUMENTS}</cmdline>
+  </os>
+  <features><acpi/></features>
+  <devices>
+    <emulator>{}</emulator>
+    <controller type='usb' model='none'/>
+    <serial type='file'><source path='{here}.console'/></serial>
+    <console type='unix'><source mode='bind' path='{here}.agent'/><target type='virtio'/></console>
+    <memballoon model='none'/>
+{interfaces}  </devices>
+  <qemu:override xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+{overrides}  </qemu:override>
+</domain>",
+        memory.unwrap_or_default(),
+        exec(&["sh", "-c", "command -v qemu-system-x86_64"])?.trim()
+    ))
 }
 
 fn between(text: &str, from: &str, to: &str) -> Option<String> {

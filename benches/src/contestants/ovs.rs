@@ -5,7 +5,8 @@
 //! and TCP segmentation offload; without it none. Database, sockets and pid files are in a private directory: an Open
 //! vSwitch of the host's is neither used nor disturbed.
 //!
-//! With DPDK it is another binary: the same database, two `dpdkvhostuserclient` ports, one polling thread that is pinned.
+//! With DPDK it is another binary: the same database, two `dpdkvhostuserclient` ports, one polling thread that is pinned. Or it
+//! is the driver (virtio-user) of `vhost-user` ports of others, beside its TAPs, without hugepages.
 
 use std::{
     os::unix::process::CommandExt,
@@ -18,12 +19,20 @@ use anyhow::{Context, bail};
 use nix::sys::signal::{Signal, kill};
 
 use super::{DEVICE, PATIENCE, private_directory, remove};
-use crate::netns::{Namespace, wait_for};
+use crate::{
+    dpdk::{self, RUNTIME},
+    netns::{Namespace, unique, wait_for},
+    tools::installed,
+};
 
 /// The switch with DPDK, whatever `ovs-vswitchd` is set to.
 pub const WITH_DPDK: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
 /// As many addresses as the other contestants have room for.
 const ROOMY: &str = "other_config:mac-table-size=65536";
+/// Memory of a switch that drives: its packet buffers.
+const DRIVER_MIB: u64 = 256;
+/// A switch with DPDK may take long to begin, on a busy machine.
+const COMMAND_LIMIT: &str = "--timeout=60";
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 
 /// A database server and a switch, stopped (by their ids) and removed on drop.
@@ -33,6 +42,8 @@ pub struct Ovs {
     directory: PathBuf,
     /// Where Open vSwitch makes its devices.
     home: Namespace,
+    /// What DPDK makes, where it has a file of memory.
+    runtime: Option<PathBuf>,
 }
 
 impl Ovs {
@@ -43,13 +54,60 @@ impl Ovs {
     pub fn start(hosts: &[&Namespace], tso: bool) -> anyhow::Result<Ovs> {
         let tso = format!("other_config:userspace-tso-enable={tso}");
         let config = [&tso, "other_config:n-handler-threads=1", "other_config:n-revalidator-threads=1"];
-        let ovs = Ovs::bridge("ovs-vswitchd", &config)?;
+        let ovs = Ovs::bridge("ovs-vswitchd", &config, None)?;
+        ovs.add_taps(hosts)?;
+        Ok(ovs)
+    }
+
+    fn add_taps(&self, hosts: &[&Namespace]) -> anyhow::Result<()> {
         for (i, host) in hosts.iter().enumerate() {
             let tap = format!("t{i}");
-            ovs.vsctl(&["add-port", "br0", &tap, "--", "set", "interface", &tap, "type=tap"])?;
-            ovs.home.exec(&["ip", "link", "set", &tap, "netns", host.name(), "name", DEVICE])?;
+            self.vsctl(&["add-port", "br0", &tap, "--", "set", "interface", &tap, "type=tap"])?;
+            self.home.exec(&["ip", "link", "set", &tap, "netns", host.name(), "name", DEVICE])?;
         }
+        Ok(())
+    }
+
+    /// Why [`start_driver`](Self::start_driver) cannot be used, if it cannot.
+    #[must_use]
+    pub fn driver_missing() -> Option<String> {
+        let complete = Path::new(WITH_DPDK).exists() && installed("ovsdb-server") && dpdk::has_driver("net_virtio");
+        let why = "Open vSwitch with DPDK or DPDK's virtio driver is missing: \
+                   apt-get install openvswitch-switch-dpdk librte-net-virtio23 librte-mempool-ring23";
+        (!complete || !dpdk::has_driver("mempool_ring")).then(|| why.to_owned())
+    }
+
+    /// Starts it with DPDK and one TAP in each host's namespace, for [`add_driver`](Self::add_driver).
+    ///
+    /// # Errors
+    /// Open vSwitch with DPDK is not installed, or does not come up.
+    pub fn start_driver(hosts: &[&Namespace]) -> anyhow::Result<Ovs> {
+        let prefix = unique("vswitch-");
+        // The memory that a device of virtio-user shares is one file without a name, which DPDK thinks incompatible with `--in-memory`;
+        // Open vSwitch adds that unless it reads `--legacy-mem`. A polling thread with nothing to do may sleep.
+        let extra = format!(
+            "other_config:dpdk-extra=--no-pci --no-telemetry --no-huge --legacy-mem -m {DRIVER_MIB} --single-file-segments \
+             --iova-mode=va --file-prefix {prefix}"
+        );
+        let config = [
+            "other_config:dpdk-init=true",
+            "other_config:per-port-memory=true",
+            "other_config:pmd-maxsleep=500",
+            &extra,
+        ];
+        let ovs = Ovs::bridge(WITH_DPDK, &config, Some(Path::new(RUNTIME).join(prefix)))?;
+        ovs.add_taps(hosts)?;
         Ok(ovs)
+    }
+
+    /// Adds a port that drives the `vhost-user` port behind this socket; `listens`: the socket is Open vSwitch's.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub fn add_driver(&self, port: &str, socket: &Path, listens: bool) -> anyhow::Result<()> {
+        let device = format!("options:dpdk-devargs=net_virtio_user_{port},path={}", socket.display());
+        let device = if listens { format!("{device},server=1") } else { device };
+        self.vsctl(&["add-port", "br0", port, "--", "set", "interface", port, "type=dpdk", &device])
     }
 
     /// Starts it with two vhost-user ports that connect to these sockets, forwarding on one processor.
@@ -64,7 +122,7 @@ impl Ovs {
             "other_config:dpdk-extra=--no-pci --in-memory --no-telemetry",
             &format!("other_config:pmd-cpu-mask={:#x}", 1u64 << cpu),
         ];
-        let ovs = Ovs::bridge(WITH_DPDK, &config)?;
+        let ovs = Ovs::bridge(WITH_DPDK, &config, None)?;
         for (i, socket) in sockets.iter().enumerate() {
             let (port, path) = (format!("v{i}"), format!("options:vhost-server-path={}", socket.display()));
             let kind = ["--", "set", "interface", &port, "type=dpdkvhostuserclient", &path];
@@ -73,12 +131,12 @@ impl Ovs {
         Ok(ovs)
     }
 
-    /// A switch with its own database and an empty bridge.
-    fn bridge(binary: &str, config: &[&str]) -> anyhow::Result<Ovs> {
+    /// A switch with its own database and an empty bridge; `runtime` is what DPDK will make, if it makes something.
+    fn bridge(binary: &str, config: &[&str], runtime: Option<PathBuf>) -> anyhow::Result<Ovs> {
         let home = Namespace::new("ov")?;
         let directory = private_directory("ovs-e2e-")?;
         let file = |name: &str| directory.join(name).display().to_string();
-        let mut ovs = Ovs { switch: None, database: None, directory: directory.clone(), home };
+        let mut ovs = Ovs { switch: None, database: None, directory: directory.clone(), home, runtime };
         ovs.run(&["ovsdb-tool", "create", &file("conf.db"), SCHEMA])?;
         let server = ["ovsdb-server", &file("conf.db"), &format!("--remote=punix:{}", file("db.sock"))];
         ovs.database = Some(ovs.spawn(&server, "database")?);
@@ -107,18 +165,26 @@ impl Ovs {
         self.vsctl(&["add-port", "br0", device])
     }
 
+    /// Removes a port.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub fn remove_port(&self, port: &str) -> anyhow::Result<()> {
+        self.vsctl(&["del-port", "br0", port])
+    }
+
     /// Whether so many of its vhost-user ports are connected.
     #[must_use]
     pub fn links_up(&self, ports: usize) -> bool {
         let database = self.database_option();
-        let words = ["ovs-vsctl", "--timeout=10", &database, "--bare", "--columns=link_state", "find", "interface"];
+        let words = ["ovs-vsctl", COMMAND_LIMIT, &database, "--bare", "--columns=link_state", "find", "interface"];
         self.run(&[&words[..], &["type=dpdkvhostuserclient", "link_state=up"]].concat())
             .is_ok_and(|text| text.matches("up").count() >= ports)
     }
 
     fn appctl(&self, words: &[&str]) -> anyhow::Result<String> {
         let target = self.directory.join("switch.unixctl").display().to_string();
-        self.run(&[&["ovs-appctl", "--timeout=10", "-t", &target][..], words].concat())
+        self.run(&[&["ovs-appctl", COMMAND_LIMIT, "-t", &target][..], words].concat())
     }
 
     /// Begins to count the polling threads' cycles anew.
@@ -170,7 +236,7 @@ impl Ovs {
     }
 
     fn vsctl(&self, words: &[&str]) -> anyhow::Result<()> {
-        self.run(&[&["ovs-vsctl", "--timeout=10", &self.database_option()][..], words].concat()).map(drop)
+        self.run(&[&["ovs-vsctl", COMMAND_LIMIT, &self.database_option()][..], words].concat()).map(drop)
     }
 
     fn spawn(&self, words: &[&str], name: &str) -> anyhow::Result<Child> {
@@ -194,6 +260,9 @@ impl Drop for Ovs {
             }
         }
         remove(&self.directory);
+        if let Some(runtime) = &self.runtime {
+            remove(runtime);
+        }
     }
 }
 

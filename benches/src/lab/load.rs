@@ -157,7 +157,7 @@ pub fn offer(
                 let (progress, told) = (&progress, told.clone());
                 scope.spawn(move || {
                     let _ = told.send(());
-                    drain(&mut *rx, accounts, progress)
+                    drain(&mut *rx, accounts, progress, limit.patience)
                 })
             })
             .collect();

@@ -1,8 +1,7 @@
-//! The line to a guest's agent: QEMU's standard input and output are the guest's virtio console.
+//! The line to a guest's agent: the guest's virtio console, which is QEMU's standard input and output, or a socket of it.
 
 use std::{
     io::{Read, Write},
-    process::{ChildStdin, ChildStdout},
     sync::mpsc::{Receiver, channel},
     time::{Duration, Instant},
 };
@@ -13,7 +12,7 @@ use anyhow::{Context, bail};
 const READY: &str = "guest ready";
 
 pub(super) struct Console {
-    input: ChildStdin,
+    input: Box<dyn Write + Send>,
     output: Receiver<Vec<u8>>,
     buffer: Vec<u8>,
     /// The number of the last command.
@@ -21,18 +20,20 @@ pub(super) struct Console {
 }
 
 impl Console {
-    pub(super) fn new(input: ChildStdin, mut output: ChildStdout) -> Console {
+    pub(super) fn new(input: impl Write + Send + 'static, mut output: impl Read + Send + 'static) -> Console {
         let (sender, receiver) = channel();
-        // Ends with QEMU, whose end of the pipe it reads.
+        // Ends with QEMU, whose end of the pipe or socket it reads.
         std::thread::spawn(move || {
             let mut chunk = [0; 4096];
-            while let Ok(n @ 1..) = output.read(&mut chunk) {
-                if sender.send(chunk[..n].to_vec()).is_err() {
-                    break;
+            loop {
+                match output.read(&mut chunk) {
+                    Ok(n @ 1..) if sender.send(chunk[..n].to_vec()).is_ok() => {}
+                    Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                    _ => break,
                 }
             }
         });
-        Console { input, output: receiver, buffer: Vec::new(), number: 0 }
+        Console { input: Box::new(input), output: receiver, buffer: Vec::new(), number: 0 }
     }
 
     fn more(&mut self, deadline: Instant) -> anyhow::Result<()> {

@@ -3,6 +3,7 @@
 //! A guest is started by [`Setup::start`] and boots while the caller does other things; [`Guest::ready`] waits for it.
 //! Everything it has goes away with its guard, and QEMU dies with the thread that started it, even by SIGKILL.
 
+mod booted;
 mod console;
 mod image;
 mod peer;
@@ -23,12 +24,16 @@ use switch_core::mac::MacAddr;
 use vswitch_benches::netns::{Process, unique};
 
 pub use self::{
+    booted::Booted,
     image::image,
     peer::{Machine, NetnsPeer, check_transfer, checksum},
 };
 
 /// How long a guest may take for a command; the host may be busy, and there is no hardware to help.
 pub const GUEST_PATIENCE: Duration = Duration::from_secs(120);
+
+/// What every guest's kernel is told.
+pub const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=unstable";
 
 /// Tests with guests that run at the same time.
 const TESTS: usize = 3;
@@ -148,7 +153,7 @@ impl Setup {
             .arg(image.join("vmlinuz"))
             .arg("-initrd")
             .arg(image.join("initrd"))
-            .args(["-append", "console=ttyS0 quiet panic=-1 nokaslr mitigations=off tsc=unstable"])
+            .args(["-append", KERNEL_ARGUMENTS])
             .args(["-serial", &format!("file:{}", directory.join("console").display())])
             // Not a second serial port: their emulation has been seen to lose interrupts, and then a command or an answer.
             .args(["-chardev", "stdio,id=agent,signal=off", "-device", "virtio-serial-pci"])

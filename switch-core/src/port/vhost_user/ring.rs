@@ -177,6 +177,8 @@ pub struct Cursor {
     /// Chains that an earlier switch took and never returned; they come first, the first `resumed` have been taken.
     left: Vec<u16>,
     resumed: usize,
+    /// The ring has not been looked at since it was started: see [`find_place`](Cursor::find_place).
+    unseen: bool,
 }
 
 /// Where a cursor was.
@@ -231,8 +233,17 @@ impl Running {
             left = inflight.recover(used);
             next = used.wrapping_add(left.len() as u16);
         }
-        let cursor =
-            Cursor { next, seen: next, used, published: used, kick_at: None, kicks_off: true, left, resumed: 0 };
+        let cursor = Cursor {
+            next,
+            seen: next,
+            used,
+            published: used,
+            kick_at: None,
+            kicks_off: true,
+            left,
+            resumed: 0,
+            unseen: true,
+        };
         let mut running = Running { memory, cursor, features, call, log, inflight, whole_at: None };
         running.arm();
         running
@@ -336,12 +347,33 @@ impl Cursor {
     #[inline]
     fn see(&mut self, memory: &RingMemory) -> Result<u16, Fault> {
         let seen = memory.available_index();
+        if self.unseen {
+            self.find_place(memory, seen);
+        }
         let waiting = seen.wrapping_sub(self.next);
         if waiting > memory.size() {
             return Err(Fault::Index);
         }
         self.seen = seen;
         Ok(waiting)
+    }
+
+    /// Goes on where the last device stopped if the driver said something else, as DPDK's does after its device was restarted: it names
+    /// the beginning of a ring that is in use. Chains before the used index have been returned; whoever takes them again returns them twice.
+    ///
+    /// At the first look and not at the start, because a guest that is migrated has its ring started before its memory is there.
+    #[cold]
+    fn find_place(&mut self, memory: &RingMemory, seen: u16) {
+        let used = memory.used_index();
+        if seen == 0 && used == 0 {
+            // A new ring, or one whose memory is still to come.
+            return;
+        }
+        self.unseen = false;
+        let open = seen.wrapping_sub(used);
+        if used == self.used && open <= memory.size() && seen.wrapping_sub(self.next) > open {
+            self.next = used;
+        }
     }
 
     /// Looks at the chains that wait, as many as the window is for, and has all that is needed of them fetched into the cache: it was last in
@@ -355,6 +387,7 @@ impl Cursor {
         let mut waiting = usize::from(self.seen.wrapping_sub(self.next));
         if waiting < window.most {
             waiting = usize::from(self.see(memory)?);
+            window.begin = self.next;
         }
         let count = waiting.min(window.most) as u16;
         for ahead in 0..count {

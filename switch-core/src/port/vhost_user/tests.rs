@@ -198,6 +198,33 @@ fn an_index_that_jumps_is_a_fault_and_kicks_are_asked_for_by_index() {
     assert_eq!(running.cursor.pop(&running.memory), Err(Fault::Index), "backwards");
 }
 
+/// Where a ring goes on whose driver has made `available` chains available and got `used` back, and says that `base` is next.
+fn place(base: u16, available: u16, used: u16) -> Result<u16, Fault> {
+    let guest = Guest::new();
+    guest.put(AVAILABLE + 2, &available.to_le_bytes());
+    guest.put(USED + 2, &used.to_le_bytes());
+    let mut running = Running::start(Start {
+        memory: guest.ring(),
+        next: base,
+        features: Features::default(),
+        call: None,
+        log: None,
+        inflight: None,
+    });
+    running.cursor.pop(&running.memory).map(|taken| running.cursor.next.wrapping_sub(u16::from(taken.is_some())))
+}
+
+#[test]
+fn a_driver_that_names_the_beginning_of_a_ring_in_use_gets_back_what_it_has_not_got() {
+    // As it should be: nothing, something taken and not returned, something waiting.
+    assert_eq!((place(0, 0, 0), place(7, 7, 7), place(7, 9, 7), place(8, 9, 7)), (Ok(0), Ok(7), Ok(7), Ok(8)));
+    // As DPDK's says it, also where the indices have gone round.
+    assert_eq!((place(0, 5, 5), place(0, 5, 3), place(0, 1000, 998)), (Ok(5), Ok(3), Ok(998)));
+    assert_eq!((place(0, 0x8000, 0x8000), place(3, 2, 0xfffe)), (Ok(0x8000), Ok(0xfffe)));
+    // What cannot be true stays a fault, and a place is found once: memory that has not come yet is waited for.
+    assert_eq!((place(0, 1000, 10), place(1000, 0, 0)), (Err(Fault::Index), Err(Fault::Index)));
+}
+
 #[test]
 fn every_kick_is_an_edge_although_nothing_is_read() {
     use nix::sys::eventfd::{EfdFlags, EventFd};
