@@ -92,13 +92,17 @@ pub fn open(config: &PacketConfig, links: &Links) -> Result<Opened, PacketError>
     if !link.up {
         return Err(PacketError::Down(name(), place()));
     }
-    let guard = match &config.guards {
-        Some(guards) => Some(guards.guard(namespace, &link).map_err(|e| PacketError::Guard(name(), e))?),
-        None => None,
+    let hold_off = || match &config.guards {
+        Some(guards) => guards.guard(namespace, &link).map(Some).map_err(|e| PacketError::Guard(name(), e)),
+        None => Ok(None),
     };
     if config.xdp {
-        return xdp::open(namespace, &link, config.queues, guard, space).map_err(|e| PacketError::Xdp(name(), e));
+        // The host is held off once it is known that AF_XDP takes the device: this is tried again every second.
+        let taken = xdp::take(namespace, &link, config.queues).map_err(|e| PacketError::Xdp(name(), e))?;
+        let guard = hold_off()?;
+        return Ok(taken.into_port(&link, space, guard));
     }
+    let guard = hold_off()?;
     let index = link.index;
     let mark = guard.is_some().then_some(MARK);
     let sockets = netns::run_in(namespace, || PacketSocket::open_many(index, mark, config.queues))

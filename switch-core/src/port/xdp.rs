@@ -19,12 +19,12 @@ use crate::{
         offload::{Capabilities, VNET_HDR_BYTES},
         partial::partial_checksum,
     },
-    link::Link,
+    link::{Link, LinkSpace},
     netns,
     sys::{
         ethtool,
         packet::Promiscuous,
-        xdp::{self, MAX_FRAME_BYTES, Program, Pushed, Queued, Receiver, Refused, Sender, Socket},
+        xdp::{MAX_FRAME_BYTES, Program, Pushed, Queued, Receiver, Refused, Sender, Socket, Unbound},
     },
 };
 
@@ -33,7 +33,7 @@ const L2_BYTES: u32 = 22;
 /// The largest MTU whose frames can be received.
 pub const MAX_MTU: u32 = MAX_FRAME_BYTES as u32 - L2_BYTES;
 /// The kernel gives a queue free some time after its last socket was closed.
-const QUEUE_PATIENCE: (u32, Duration) = (25, Duration::from_millis(20));
+const QUEUE_PATIENCE: (u32, Duration) = (20, Duration::from_millis(10));
 
 /// Why AF_XDP does not take a device, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -52,12 +52,17 @@ pub enum XdpError {
         "its MTU of {0} is more than the {MAX_MTU} that AF_XDP can carry; use engine=packet, or lower it with: ip link set {1} mtu 1500"
     )]
     Mtu(u32, String),
+    /// Tags that the device takes off its frames, of which a socket would hear nothing.
+    #[error(
+        "it takes VLAN tags off its frames, which AF_XDP would not tell from untagged ones; turn that off with: ethtool -K {0} rxvlan off, or use engine=packet"
+    )]
+    Tags(String),
     /// The other end of a veth may send frames longer than a page.
-    #[error("the MTU of its other end is more than a page can hold; lower that to 3498 or less, or use engine=packet")]
+    #[error("the MTU of its other end is more than a page can hold; lower that to 3500 or less, or use engine=packet")]
     PeerMtu,
     /// Queues of which nobody would take the frames.
     #[error(
-        "it receives on {has} queue(s), and each needs a socket: use queues={has}, or change the device: ethtool -L {device}; see: ethtool -l {device}"
+        "it receives on {has} queue(s), and each needs a socket: use queues={has}, or change the device (ethtool -L {device}; see ethtool -l {device}), or use engine=packet"
     )]
     Queues {
         /// Of the device.
@@ -91,66 +96,70 @@ pub enum XdpError {
     Other(&'static str, io::Error),
 }
 
-/// Takes a netdev, which is up, by AF_XDP. `guard` is kept until the program is off the device.
+/// A device whose frames come to us. Dropped, the host has it back.
+pub struct Taken {
+    halves: Vec<(Receiver, Sender)>,
+    program: Program,
+    promiscuous: Promiscuous,
+}
+
+/// Takes a netdev, which is up, by AF_XDP.
 ///
 /// # Errors
-/// See [`XdpError`].
-pub fn open(
-    netns: Option<&str>,
-    link: &Link,
-    queues: u16,
-    guard: impl Send + 'static,
-    space: Arc<crate::link::LinkSpace>,
-) -> Result<Opened, XdpError> {
+/// See [`XdpError`]; the device is as before.
+pub fn take(netns: Option<&str>, link: &Link, queues: u16) -> Result<Taken, XdpError> {
     if link.kind.as_deref() == Some("tun") {
         return Err(XdpError::Tap);
     }
     if link.mtu > MAX_MTU {
         return Err(XdpError::Mtu(link.mtu, link.name.clone()));
     }
-    let (program, promiscuous, halves) =
-        netns::run_in(netns, || take(link, queues)).map_err(|e| XdpError::Other("cannot enter the namespace", e))??;
-    let sockets = halves.iter().map(|(receiver, _)| Arc::clone(receiver.socket())).collect();
-    let queues = halves
-        .into_iter()
-        .map(|(receiver, sender)| QueuePair { rx: Box::new(XdpRx { receiver }), tx: Box::new(XdpTx { sender }) })
-        .collect();
-    let netdev = Netdev {
-        space,
-        device: link.name.clone(),
-        index: Some(link.index),
-        wire: true,
-        on_link: None,
-        // In this order: the host is held off until no frame comes to us any more.
-        keep: Box::new((program, promiscuous, guard)),
-    };
-    Ok(Opened { queues, control: Box::new(XdpControl { netdev, sockets }) })
+    netns::run_in(netns, || take_here(link, queues)).map_err(|e| XdpError::Other("cannot enter the namespace", e))?
 }
 
-type Halves = Vec<(Receiver, Sender)>;
+impl Taken {
+    /// The port. `guard` is dropped when no frame comes to us any more.
+    #[must_use]
+    pub fn into_port(self, link: &Link, space: Arc<LinkSpace>, guard: impl Send + 'static) -> Opened {
+        let sockets = self.halves.iter().map(|(receiver, _)| Arc::clone(receiver.socket())).collect();
+        let pair = |(receiver, sender)| QueuePair { rx: Box::new(XdpRx { receiver }), tx: Box::new(XdpTx { sender }) };
+        let netdev = Netdev {
+            space,
+            device: link.name.clone(),
+            index: Some(link.index),
+            wire: true,
+            on_link: None,
+            // Dropped in this order.
+            keep: Box::new((self.program, self.promiscuous, guard)),
+        };
+        Opened {
+            queues: self.halves.into_iter().map(pair).collect(),
+            control: Box::new(XdpControl { netdev, sockets }),
+        }
+    }
+}
 
-/// Opens the sockets and puts the program on the device, in the calling thread's namespace.
-fn take(link: &Link, queues: u16) -> Result<(Program, Promiscuous, Halves), XdpError> {
+/// Puts the program on the device and binds a socket to each of its queues, in the calling thread's namespace.
+fn take_here(link: &Link, queues: u16) -> Result<Taken, XdpError> {
     let name = || link.name.clone();
     let has = ethtool::receive_queues(&link.name).map_err(|e| XdpError::Other("cannot count its queues", e))?;
     if let Some(has) = has.filter(|has| *has != u32::from(queues)) {
         return Err(XdpError::Queues { has, device: name() });
     }
-    let mut program = Program::load(queues).map_err(|refused| match refused {
-        Refused::Map(e) | Refused::Load(e) | Refused::Attach(e) => step("cannot load an XDP program", e),
+    // A veth passes tags on as its other end gives them, whatever it says of itself.
+    if link.kind.as_deref() != Some("veth") && ethtool::rx_vlan(&link.name).is_ok_and(|on| on) {
+        return Err(XdpError::Tags(name()));
+    }
+    // What can fail without touching the device goes first: a program may have its driver make all queues anew.
+    let mut program = Program::load(queues).map_err(|refused| {
+        let (Refused::Map(e) | Refused::Load(e) | Refused::Attach(e)) = refused;
+        step("cannot load an XDP program", e)
     })?;
-    let mut halves = Vec::new();
-    for queue in 0..queues {
-        let half = bind(link.index, queue).map_err(|e| match e.raw_os_error() {
-            Some(libc::EBUSY) => XdpError::QueueTaken(queue),
+    let sockets: Vec<Unbound> =
+        (0..queues).map(|_| Unbound::new()).collect::<io::Result<_>>().map_err(|e| match e.raw_os_error() {
             Some(libc::ENOBUFS) => XdpError::Memory,
             _ => step("cannot open an AF_XDP socket", e),
         })?;
-        program
-            .set_socket(queue, half.0.socket().as_raw_fd())
-            .map_err(|e| step("cannot give a queue to its socket", e))?;
-        halves.push(half);
-    }
     let promiscuous = Promiscuous::new(link.index).map_err(|e| step("cannot make it promiscuous", e))?;
     program.attach(link.index).map_err(|refused| {
         let (Refused::Map(e) | Refused::Load(e) | Refused::Attach(e)) = refused;
@@ -164,7 +173,16 @@ fn take(link: &Link, queues: u16) -> Result<(Program, Promiscuous, Halves), XdpE
             _ => step("cannot put an XDP program on it", e),
         }
     })?;
-    Ok((program, promiscuous, halves))
+    for (queue, socket) in (0..queues).zip(&sockets) {
+        bind(socket, link.index, queue).map_err(|e| match e.raw_os_error() {
+            Some(libc::EBUSY) => XdpError::QueueTaken(queue),
+            _ => step("cannot bind an AF_XDP socket to it", e),
+        })?;
+        program
+            .set_socket(queue, socket.socket().as_raw_fd())
+            .map_err(|e| step("cannot give a queue to its socket", e))?;
+    }
+    Ok(Taken { halves: sockets.into_iter().map(Unbound::into_halves).collect(), program, promiscuous })
 }
 
 fn step(what: &'static str, error: io::Error) -> XdpError {
@@ -175,15 +193,16 @@ fn step(what: &'static str, error: io::Error) -> XdpError {
     }
 }
 
-fn bind(index: u32, queue: u16) -> io::Result<(Receiver, Sender)> {
+/// Nobody else has a program on the device, so a queue that is taken is nearly always one of ours that was just closed.
+fn bind(socket: &Unbound, index: u32, queue: u16) -> io::Result<()> {
     let (tries, pause) = QUEUE_PATIENCE;
     for _ in 1..tries {
-        match xdp::open(index, queue) {
+        match socket.bind(index, queue) {
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => std::thread::sleep(pause),
             done => return done,
         }
     }
-    xdp::open(index, queue)
+    socket.bind(index, queue)
 }
 
 struct XdpRx {
@@ -318,6 +337,8 @@ mod tests {
             XdpError::Permission,
             XdpError::Tap,
             XdpError::Mtu(9000, "p0".to_owned()),
+            XdpError::Tags("p0".to_owned()),
+            XdpError::Queues { has: 2, device: "p0".to_owned() },
             XdpError::PeerMtu,
             XdpError::PeerQueues("p0".to_owned()),
             XdpError::Occupied("p0".to_owned()),

@@ -11,6 +11,8 @@ const ETHTOOL_SFLAGS: u32 = 0x26;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 /// Received TCP segments are merged by the device, so that what was sent cannot be told any more.
 const ETH_FLAG_LRO: u32 = 1 << 15;
+/// VLAN tags of received frames are taken off by the device and told beside them.
+const ETH_FLAG_RXVLAN: u32 = 1 << 8;
 
 /// `struct ethtool_value`.
 #[repr(C)]
@@ -88,8 +90,21 @@ pub fn receive_queues(device: &str) -> io::Result<Option<u32>> {
 /// # Errors
 /// There is no such device.
 pub fn lro(device: &str) -> io::Result<bool> {
+    has_flag(device, ETH_FLAG_LRO)
+}
+
+/// Whether a device of the calling thread's namespace takes VLAN tags off what it receives. One that knows nothing of it
+/// does not.
+///
+/// # Errors
+/// There is no such device.
+pub fn rx_vlan(device: &str) -> io::Result<bool> {
+    has_flag(device, ETH_FLAG_RXVLAN)
+}
+
+fn has_flag(device: &str, flag: u32) -> io::Result<bool> {
     match request(device, ETHTOOL_GFLAGS, 0) {
-        Ok(flags) => Ok(flags & ETH_FLAG_LRO != 0),
+        Ok(flags) => Ok(flags & flag != 0),
         Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
         Err(e) => Err(e),
     }

@@ -7,7 +7,7 @@
 //! out:      transmit ring (ours: frames)       ->  kernel  ->  completion ring (chunks that are free again)
 //! ```
 //!
-//! [`Program`] has the driver redirect what a queue receives to the socket of that queue; [`open`] makes the socket and
+//! [`Program`] has the driver redirect what a queue receives to the socket of that queue; [`Unbound`] makes the socket and
 //! hands out its two halves, which share nothing but the memory: the first chunks are the [`Receiver`]'s, the others the
 //! [`Sender`]'s. The driver copies (`XDP_COPY`): frames lie in a chunk behind the kernel's headroom, and one that is longer
 //! than the rest of the chunk is dropped and counted by the kernel.
@@ -18,7 +18,7 @@ mod socket;
 mod umem;
 
 pub use program::{Program, Refused};
-pub use socket::{Pushed, Queued, Receiver, Sender, Socket, open};
+pub use socket::{Pushed, Queued, Receiver, Sender, Socket, Unbound};
 
 /// Bytes of a chunk: a page, which is what the driver of a veth has for a frame as well.
 pub const CHUNK_BYTES: usize = 4096;

@@ -100,6 +100,22 @@ impl Socket {
         set(&self.fd, libc::SOL_XDP, option, value)
     }
 
+    /// Where the parts of the rings lie.
+    fn offsets(&self) -> io::Result<libc::xdp_mmap_offsets> {
+        // SAFETY: all-zero bytes are valid xdp_mmap_offsets.
+        let mut at: libc::xdp_mmap_offsets = unsafe { std::mem::zeroed() };
+        let mut len = size_of_val(&at) as libc::socklen_t;
+        let (fd, into) = (self.fd.as_raw_fd(), &raw mut at);
+        // SAFETY: the kernel writes one xdp_mmap_offsets at most.
+        checked(unsafe { libc::getsockopt(fd, libc::SOL_XDP, libc::XDP_MMAP_OFFSETS, into.cast(), &raw mut len) })?;
+        if len as usize == size_of_val(&at) {
+            Ok(at)
+        } else {
+            // Rings without flags: before Linux 5.4, which has no links for XDP either.
+            Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+        }
+    }
+
     fn map(
         &self,
         entries: usize,
@@ -121,82 +137,93 @@ fn set<T>(fd: &OwnedFd, level: libc::c_int, option: libc::c_int, value: &T) -> i
     .map(drop)
 }
 
-/// Opens a socket and binds it to a queue of the device of this index in the calling thread's namespace. It receives
-/// nothing before a [`Program`](super::Program) redirects to it.
-///
-/// # Errors
-/// `EAFNOSUPPORT`: the kernel has no AF_XDP. `ENOBUFS`: more memory than may be locked. `EBUSY`: another socket has the
-/// queue. `EINVAL`: there is no such queue. `ENETDOWN`: the device is down.
-pub fn open(index: u32, queue: u16) -> io::Result<(Receiver, Sender)> {
-    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-    // SAFETY: a plain system call; the result is checked and owned at once.
-    let fd = unsafe { OwnedFd::from_raw_fd(checked(libc::socket(libc::AF_XDP, kind, 0))?) };
-    let umem = Umem::new()?;
-    let range = umem.range();
-    // SAFETY: all-zero bytes are a valid xdp_umem_reg.
-    let mut region: libc::xdp_umem_reg = unsafe { std::mem::zeroed() };
-    region.addr = range.start;
-    region.len = range.end - range.start;
-    region.chunk_size = CHUNK_BYTES as u32;
-    let socket = Socket { fd, stalled: AtomicBool::new(false), umem };
-    // The kernel pins the pages and keeps them as long as it has the socket; they stay mapped as long as a half lives.
-    socket.set(libc::XDP_UMEM_REG, &region)?;
-    // Without the right to go beyond the system's limit, that limit is what there is.
-    let _ = set(&socket.fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &SEND_BUFFER_BYTES);
-    let (received, sent) = (RX_CHUNKS as libc::c_int, TX_CHUNKS as libc::c_int);
-    for (option, size) in [
-        (libc::XDP_UMEM_FILL_RING, received),
-        (libc::XDP_RX_RING, received),
-        (libc::XDP_TX_RING, sent),
-        (libc::XDP_UMEM_COMPLETION_RING, sent),
-    ] {
-        socket.set(option, &size)?;
+/// A socket with its memory and rings, for no device yet.
+#[derive(Debug)]
+pub struct Unbound {
+    receiver: Receiver,
+    sender: Sender,
+}
+
+impl Unbound {
+    /// Opens a socket of the calling thread's namespace, to be bound to a device of it.
+    ///
+    /// # Errors
+    /// `EAFNOSUPPORT`: the kernel has no AF_XDP. `ENOBUFS`: more memory than may be locked.
+    pub fn new() -> io::Result<Unbound> {
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+        // SAFETY: a plain system call; the result is checked and owned at once.
+        let fd = unsafe { OwnedFd::from_raw_fd(checked(libc::socket(libc::AF_XDP, kind, 0))?) };
+        let socket = Socket { fd, stalled: AtomicBool::new(false), umem: Umem::new()? };
+        let range = socket.umem.range();
+        // SAFETY: all-zero bytes are a valid xdp_umem_reg.
+        let mut region: libc::xdp_umem_reg = unsafe { std::mem::zeroed() };
+        region.addr = range.start;
+        region.len = range.end - range.start;
+        region.chunk_size = CHUNK_BYTES as u32;
+        // The kernel pins the pages and keeps them as long as it has the socket; they stay mapped as long as a half lives.
+        socket.set(libc::XDP_UMEM_REG, &region)?;
+        // Without the right to go beyond the system's limit, that limit is what there is.
+        let _ = set(&socket.fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &SEND_BUFFER_BYTES);
+        let (received, sent) = (RX_CHUNKS as libc::c_int, TX_CHUNKS as libc::c_int);
+        for (option, size) in [
+            (libc::XDP_UMEM_FILL_RING, received),
+            (libc::XDP_RX_RING, received),
+            (libc::XDP_TX_RING, sent),
+            (libc::XDP_UMEM_COMPLETION_RING, sent),
+        ] {
+            socket.set(option, &size)?;
+        }
+        let at = socket.offsets()?;
+        let frame_bytes = size_of::<libc::xdp_desc>();
+        let (memory, offsets) = socket.map(RX_CHUNKS, 8, &at.fr, libc::XDP_UMEM_PGOFF_FILL_RING)?;
+        let mut fill = Producer::<u64>::new(memory, offsets, RX_CHUNKS as u32)?;
+        let (memory, offsets) = socket.map(RX_CHUNKS, frame_bytes, &at.rx, libc::XDP_PGOFF_RX_RING as u64)?;
+        let rx = Consumer::<libc::xdp_desc>::new(memory, offsets, RX_CHUNKS as u32)?;
+        let (memory, offsets) = socket.map(TX_CHUNKS, frame_bytes, &at.tx, libc::XDP_PGOFF_TX_RING as u64)?;
+        let tx = Producer::<libc::xdp_desc>::new(memory, offsets, TX_CHUNKS as u32)?;
+        let (memory, offsets) = socket.map(TX_CHUNKS, 8, &at.cr, libc::XDP_UMEM_PGOFF_COMPLETION_RING)?;
+        let completion = Consumer::<u64>::new(memory, offsets, TX_CHUNKS as u32)?;
+        for chunk in 0..RX_CHUNKS {
+            fill.push((chunk * CHUNK_BYTES) as u64);
+        }
+        fill.publish();
+        let socket = Arc::new(socket);
+        let receiver = Receiver { rx, fill, wrong: 0, seen: (0, 0), socket: Arc::clone(&socket) };
+        let free = (0..TX_CHUNKS).rev().collect();
+        let sender = Sender { tx, completion, free, on_its_way: vec![false; TX_CHUNKS], socket };
+        Ok(Unbound { receiver, sender })
     }
-    // SAFETY: all-zero bytes are valid xdp_mmap_offsets.
-    let mut at: libc::xdp_mmap_offsets = unsafe { std::mem::zeroed() };
-    let mut len = size_of_val(&at) as libc::socklen_t;
-    // SAFETY: the kernel writes one xdp_mmap_offsets at most.
-    checked(unsafe {
-        libc::getsockopt(
-            socket.fd.as_raw_fd(),
-            libc::SOL_XDP,
-            libc::XDP_MMAP_OFFSETS,
-            (&raw mut at).cast(),
-            &raw mut len,
-        )
-    })?;
-    if len as usize != size_of_val(&at) {
-        // Rings without flags: before Linux 5.4, which has no links for XDP either.
-        return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+
+    /// Binds it to a queue of the device of this index. It receives nothing before a [`Program`](super::Program)
+    /// redirects to it.
+    ///
+    /// # Errors
+    /// `EBUSY`: another socket has the queue; it can be tried again. `EINVAL`: there is no such queue. `ENETDOWN`: the
+    /// device is down.
+    pub fn bind(&self, index: u32, queue: u16) -> io::Result<()> {
+        let address = libc::sockaddr_xdp {
+            sxdp_family: libc::AF_XDP as u16,
+            sxdp_flags: libc::XDP_COPY | libc::XDP_USE_NEED_WAKEUP,
+            sxdp_ifindex: index,
+            sxdp_queue_id: queue.into(),
+            sxdp_shared_umem_fd: 0,
+        };
+        let (fd, bytes) = (self.socket().as_raw_fd(), size_of::<libc::sockaddr_xdp>() as u32);
+        // SAFETY: the kernel reads one sockaddr_xdp.
+        checked(unsafe { libc::bind(fd, (&raw const address).cast(), bytes) }).map(drop)
     }
-    let frame_bytes = size_of::<libc::xdp_desc>();
-    let (memory, offsets) = socket.map(RX_CHUNKS, 8, &at.fr, libc::XDP_UMEM_PGOFF_FILL_RING)?;
-    let mut fill = Producer::<u64>::new(memory, offsets, RX_CHUNKS as u32)?;
-    let (memory, offsets) = socket.map(RX_CHUNKS, frame_bytes, &at.rx, libc::XDP_PGOFF_RX_RING as u64)?;
-    let rx = Consumer::<libc::xdp_desc>::new(memory, offsets, RX_CHUNKS as u32)?;
-    let (memory, offsets) = socket.map(TX_CHUNKS, frame_bytes, &at.tx, libc::XDP_PGOFF_TX_RING as u64)?;
-    let tx = Producer::<libc::xdp_desc>::new(memory, offsets, TX_CHUNKS as u32)?;
-    let (memory, offsets) = socket.map(TX_CHUNKS, 8, &at.cr, libc::XDP_UMEM_PGOFF_COMPLETION_RING)?;
-    let completion = Consumer::<u64>::new(memory, offsets, TX_CHUNKS as u32)?;
-    for chunk in 0..RX_CHUNKS {
-        fill.push((chunk * CHUNK_BYTES) as u64);
+
+    /// The socket.
+    #[must_use]
+    pub fn socket(&self) -> &Arc<Socket> {
+        self.receiver.socket()
     }
-    fill.publish();
-    let address = libc::sockaddr_xdp {
-        sxdp_family: libc::AF_XDP as u16,
-        sxdp_flags: libc::XDP_COPY | libc::XDP_USE_NEED_WAKEUP,
-        sxdp_ifindex: index,
-        sxdp_queue_id: queue.into(),
-        sxdp_shared_umem_fd: 0,
-    };
-    // SAFETY: the kernel reads one sockaddr_xdp.
-    checked(unsafe {
-        libc::bind(socket.fd.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_xdp>() as u32)
-    })?;
-    let socket = Arc::new(socket);
-    let receiver = Receiver { rx, fill, wrong: 0, seen: (0, 0), socket: Arc::clone(&socket) };
-    let free = (0..TX_CHUNKS).rev().collect();
-    Ok((receiver, Sender { tx, completion, free, on_its_way: vec![false; TX_CHUNKS], socket }))
+
+    /// Its two halves, once it is bound.
+    #[must_use]
+    pub fn into_halves(self) -> (Receiver, Sender) {
+        (self.receiver, self.sender)
+    }
 }
 
 /// The receiving half: one worker's.
