@@ -39,7 +39,7 @@ const QUEUE_PATIENCE: (u32, Duration) = (20, Duration::from_millis(10));
 #[derive(Debug, thiserror::Error)]
 pub enum XdpError {
     /// No AF_XDP.
-    #[error("this kernel has no AF_XDP, or one without BPF links (Linux 5.9); use engine=packet")]
+    #[error("this kernel has no AF_XDP (CONFIG_XDP_SOCKETS; links for XDP came with Linux 5.9); use engine=packet")]
     Kernel,
     /// Not permitted.
     #[error("permission denied; run as root or grant CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF, or use engine=packet")]
@@ -83,8 +83,8 @@ pub enum XdpError {
     /// Somebody else's socket.
     #[error("another AF_XDP socket has its queue {0}; end the program that holds it, or use engine=packet")]
     QueueTaken(u16),
-    /// Nothing but the generic mode.
-    #[error("its driver has no native XDP ({0}); use engine=packet")]
+    /// Nothing but the generic mode, or the driver lacks something.
+    #[error("its driver has no native XDP, or not as the device is set up ({0}); use engine=packet")]
     Driver(io::Error),
     /// More pinned memory than is allowed.
     #[error(
@@ -167,9 +167,7 @@ fn take_here(link: &Link, queues: u16) -> Result<Taken, XdpError> {
             Some(libc::EBUSY | libc::EEXIST) => XdpError::Occupied(name()),
             Some(libc::ERANGE) => XdpError::PeerMtu,
             Some(libc::ENOSPC) => XdpError::PeerQueues(name()),
-            // The kernel before Linux 5.9 knows no such command.
-            Some(libc::EINVAL) => XdpError::Kernel,
-            Some(libc::EOPNOTSUPP) => XdpError::Driver(e),
+            Some(libc::EOPNOTSUPP | libc::EINVAL) => XdpError::Driver(e),
             _ => step("cannot put an XDP program on it", e),
         }
     })?;

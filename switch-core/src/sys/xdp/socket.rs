@@ -359,7 +359,9 @@ impl Sender {
         let mut calls = self.tx.waiting() / KERNEL_BATCH + 2;
         while calls > 0 {
             let Err(error) = self.socket.call() else {
-                self.socket.stalled.store(false, Relaxed);
+                if self.is_stalled() {
+                    self.socket.stalled.store(false, Relaxed);
+                }
                 return pushed;
             };
             match error.raw_os_error() {
