@@ -43,6 +43,7 @@ table tap-loop --scenario tap --only loop,loop-busy,vswitch,vswitch-adaptive,vsw
 table tap-others --scenario tap --only vswitch,vswitch-adaptive,bridge,veth,vde,ovs,ovs-tso --pairs 5 --seconds 1
 table cost --scenario cost --pairs 3 --seconds 1
 table packet-veth --scenario packet-veth --pairs 7 --seconds 1
+table packet-xdp --scenario packet-xdp --pairs 7 --seconds 1
 table packet-tap --scenario packet-tap --pairs 9 --seconds 1
 table uplink --scenario uplink --pairs 5 --seconds 1
 table nat --scenario nat --pairs 5 --seconds 1
@@ -57,7 +58,7 @@ rounds=9
 [ -z "${QUICK:-}" ] || rounds=2
 "$bin/core-cost" --seconds 2 --rounds "$rounds" --json "$out/core-cost.json" --markdown "$out/core-cost.md" >/dev/null ||
     failed=1
-for name in tap-loop tap-others cost packet-veth packet-tap uplink nat vhost-pmd vhost-gso vhost-idle vhost-gap core-cost idle many; do
+for name in tap-loop tap-others cost packet-veth packet-xdp packet-tap uplink nat vhost-pmd vhost-gso vhost-idle vhost-gap core-cost idle many; do
     printf '## %s\n\n' "$name"
     cat "$out/$name.md" || failed=1
     echo

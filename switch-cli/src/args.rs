@@ -339,6 +339,8 @@ pub enum Port {
     #[command(after_help = "Examples:
   vswitch port add vm1=tap
   vswitch port add t0=tap,netns=blue,queues=2,offload=off,domain=red:tag=10
+  vswitch port add eth1=packet,domain=br1
+  vswitch port add veth1=packet,engine=xdp        (AF_XDP: for small frames; needs native XDP)
   vswitch port add vtap0=macvtap,device=eth0,mode=bridge,mac=52:54:00:12:34:56
   vswitch port add l3=tun,address=10.0.0.5,gateway=10.0.0.1,onlink=10.0.0.0/24")]
     Add {

@@ -8,6 +8,7 @@ pub mod libvirt;
 pub mod rng;
 pub mod spoof;
 pub mod vhost;
+pub mod wired;
 
 use std::{
     io::{Read, Write},

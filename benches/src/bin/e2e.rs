@@ -41,7 +41,7 @@ const fn metric(name: &'static str, digits: usize) -> Metric {
 
 const BETWEEN_HOSTS: &[Metric] = &[metric("60 B frames/s", 0), metric("TCP Gbit/s", 2), metric("ping -f µs", 1)];
 
-const SCENARIOS: [Scenario; 12] = [
+const SCENARIOS: [Scenario; 13] = [
     Scenario {
         name: "tap",
         about: "two hosts behind TAPs (the kernel's contestants: behind veths)",
@@ -84,6 +84,16 @@ const SCENARIOS: [Scenario; 12] = [
         name: "packet-veth",
         about: "two hosts behind veths whose near ends the switch has as netdevs",
         contestants: &["vswitch", "vswitch-adaptive", "vswitch-busy", "bridge", "veth"],
+        metrics: BETWEEN_HOSTS,
+        pairs: 9,
+        seconds: 2,
+        ports: 2,
+        run: |name, o| between_hosts(&o.setup, name, Wires::Veths, o.time),
+    },
+    Scenario {
+        name: "packet-xdp",
+        about: "the same with AF_XDP beside AF_PACKET and the kernel bridge",
+        contestants: &["vswitch-xdp", "vswitch-xdp-busy", "vswitch", "vswitch-busy", "bridge"],
         metrics: BETWEEN_HOSTS,
         pairs: 9,
         seconds: 2,

@@ -89,9 +89,18 @@ impl Forwarder {
     }
 }
 
+/// How a contestant of ours begins whose netdevs are AF_XDP's; the poll mode may follow.
+const WITH_XDP: &str = "vswitch-xdp";
+
 /// The poll mode that a contestant's name ends with; `None`: it sleeps when there is nothing to do, or is not ours.
 fn poll_of<'a>(name: &'a str, default: &'a str) -> &'a str {
-    name.strip_prefix("vswitch-").unwrap_or(default)
+    let mode = name.strip_prefix(WITH_XDP).or_else(|| name.strip_prefix("vswitch")).and_then(|n| n.strip_prefix('-'));
+    mode.unwrap_or(default)
+}
+
+/// The kind of its ports on netdevs.
+fn packet_kind(name: &str) -> &'static str {
+    if name.starts_with(WITH_XDP) { "packet,engine=xdp" } else { "packet" }
 }
 
 fn two<'a>(name: &str, hosts: &[&'a Namespace]) -> anyhow::Result<[&'a Namespace; 2]> {
@@ -155,7 +164,8 @@ impl Setup {
             }
             (_, Wires::Veths) => {
                 let home = near_ends(hosts)?;
-                let spec = |i| format!("h{i}=packet,device=p{i},netns={}", home.name());
+                let kind = packet_kind(name);
+                let spec = |i| format!("h{i}={kind},device=p{i},netns={}", home.name());
                 let specs: Vec<String> = (0..hosts.len()).map(spec).collect();
                 let switch = self.vswitch(name, &specs)?;
                 (pid, api) = (Some(switch.pid()), Some(switch.api()));
@@ -166,7 +176,7 @@ impl Setup {
                 let home = near_ends(&hosts[1..])?;
                 let specs = [
                     format!("h0=tap,device={DEVICE},netns={}", hosts[0].name()),
-                    format!("h1=packet,device=p0,netns={}", home.name()),
+                    format!("h1={},device=p0,netns={}", packet_kind(name), home.name()),
                 ];
                 let switch = self.vswitch(name, &specs)?;
                 (pid, api) = (Some(switch.pid()), Some(switch.api()));
@@ -294,8 +304,11 @@ mod tests {
     }
 
     #[test]
-    fn a_name_says_its_poll_mode() {
+    fn a_name_says_its_poll_mode_and_engine() {
         assert_eq!(poll_of("vswitch", "interrupt"), "interrupt");
         assert_eq!(poll_of("vswitch-busy", "interrupt"), "busy");
+        assert_eq!(poll_of("vswitch-xdp", "interrupt"), "interrupt");
+        assert_eq!(poll_of("vswitch-xdp-busy", "interrupt"), "busy");
+        assert_eq!((packet_kind("vswitch-xdp"), packet_kind("vswitch-busy")), ("packet,engine=xdp", "packet"));
     }
 }

@@ -54,7 +54,7 @@ pub fn run(api: &Path, args: Run) -> anyhow::Result<()> {
     desired.active.extend(started.map(|(name, _)| name.clone()).collect::<Vec<_>>());
     desired.check()?;
     journal.save(&desired)?;
-    raise_file_limit();
+    raise_limits();
     let settings = Settings {
         workers: usize::from(args.workers),
         cpus: args.cpus.0,
@@ -91,13 +91,15 @@ pub fn run(api: &Path, args: Run) -> anyhow::Result<()> {
     })
 }
 
-/// One descriptor per queue: as many as the hard limit allows.
-fn raise_file_limit() {
+/// One descriptor per queue, and memory that is locked for AF_XDP: as much as the hard limits allow.
+fn raise_limits() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && soft < hard
-    {
-        // A refusal shows later, as a port that waits with "too many open files".
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    for resource in [Resource::RLIMIT_NOFILE, Resource::RLIMIT_MEMLOCK] {
+        if let Ok((soft, hard)) = getrlimit(resource)
+            && soft < hard
+        {
+            // A refusal shows later, as a port that waits and says what it lacks.
+            let _ = setrlimit(resource, hard, hard);
+        }
     }
 }

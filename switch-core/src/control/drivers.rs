@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::spec::{Kind, Mode, PortSpec};
+use super::spec::{Engine, Kind, Mode, PortSpec};
 use crate::{
     link::{Links, MacVtapMode},
     mac::mac_of,
@@ -39,6 +39,7 @@ impl Drivers {
                 let config = packet::PacketConfig {
                     device: spec.device().to_owned(),
                     netns: spec.netns.clone(),
+                    xdp: spec.engine == Some(Engine::Xdp),
                     queues: spec.queues,
                     offload: spec.offload,
                     guards: spec.guarded().then(|| Arc::clone(&self.guards)),

@@ -16,6 +16,7 @@ pub mod stream;
 pub mod tap;
 pub mod tun;
 pub mod vhost_user;
+pub mod xdp;
 
 use std::{os::fd::RawFd, sync::Arc};
 

@@ -1,4 +1,5 @@
-//! `packet` ports: a netdev that exists already (a NIC, a veth end) is the wire; an AF_PACKET socket takes its frames.
+//! `packet` ports: a netdev that exists already (a NIC, a veth end) is the wire; an AF_PACKET socket takes its frames, or
+//! with `engine=xdp` an AF_XDP one: see [`xdp`](super::xdp). Of AF_PACKET:
 //!
 //! The socket always has virtio-net headers: devices pass frames on with partial checksums and merged segments whether
 //! we like it or not, so what is owed must be known. `offload=off` only means that the port is given complete frames.
@@ -16,6 +17,7 @@ use super::{
     Opened, PortRx, PortTx, QueuePair, RxStatus, Sent,
     guard::{GuardError, Guards, MARK},
     netdev::Netdev,
+    xdp::{self, XdpError},
 };
 use crate::{
     batch::{BATCH_FRAMES, BURST_FRAMES, Batch, Burst, HEAD_BYTES},
@@ -39,6 +41,8 @@ pub struct PacketConfig {
     pub device: String,
     /// The namespace that it is in.
     pub netns: Option<String>,
+    /// By AF_XDP and not by AF_PACKET.
+    pub xdp: bool,
     /// Queues (pairs).
     pub queues: u16,
     /// Checksums and segmentation may be left to the device.
@@ -61,6 +65,9 @@ pub enum PacketError {
         "cannot open a packet socket on \"{0}\": permission denied; run as root or grant CAP_NET_RAW and CAP_NET_ADMIN"
     )]
     Permission(String),
+    /// AF_XDP does not take it.
+    #[error("cannot take \"{0}\" by AF_XDP: {1}")]
+    Xdp(String, XdpError),
     /// The host cannot be held off.
     #[error("cannot keep the host off \"{0}\": {1}")]
     Guard(String, GuardError),
@@ -85,10 +92,17 @@ pub fn open(config: &PacketConfig, links: &Links) -> Result<Opened, PacketError>
     if !link.up {
         return Err(PacketError::Down(name(), place()));
     }
-    let guard = match &config.guards {
-        Some(guards) => Some(guards.guard(namespace, &link).map_err(|e| PacketError::Guard(name(), e))?),
-        None => None,
+    let hold_off = || match &config.guards {
+        Some(guards) => guards.guard(namespace, &link).map(Some).map_err(|e| PacketError::Guard(name(), e)),
+        None => Ok(None),
     };
+    if config.xdp {
+        // The host is held off once it is known that AF_XDP takes the device: this is tried again every second.
+        let taken = xdp::take(namespace, &link, config.queues).map_err(|e| PacketError::Xdp(name(), e))?;
+        let guard = hold_off()?;
+        return Ok(taken.into_port(&link, space, guard));
+    }
+    let guard = hold_off()?;
     let index = link.index;
     let mark = guard.is_some().then_some(MARK);
     let sockets = netns::run_in(namespace, || PacketSocket::open_many(index, mark, config.queues))

@@ -13,3 +13,4 @@ pub mod raw;
 pub mod send;
 pub mod tap;
 pub mod tsc;
+pub mod xdp;

@@ -74,6 +74,37 @@ fn set_filter(fd: RawFd, steps: &[libc::sock_filter]) -> io::Result<()> {
     set(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
 }
 
+/// Has a device hear what is for other addresses too, as long as the socket lives.
+fn add_promiscuous(socket: RawFd, index: u32) -> io::Result<()> {
+    let member = libc::packet_mreq {
+        mr_ifindex: index.cast_signed(),
+        mr_type: libc::PACKET_MR_PROMISC as u16,
+        mr_alen: 0,
+        mr_address: [0; 8],
+    };
+    set(socket, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &member)
+}
+
+/// Keeps a device promiscuous, and takes no frame.
+#[derive(Debug)]
+pub struct Promiscuous {
+    _socket: OwnedFd,
+}
+
+impl Promiscuous {
+    /// For the device of this index in the calling thread's namespace.
+    ///
+    /// # Errors
+    /// Not permitted, or the device is gone.
+    pub fn new(index: u32) -> io::Result<Promiscuous> {
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+        // SAFETY: a plain system call; the result is checked and owned at once. Protocol 0 receives nothing.
+        let socket = unsafe { OwnedFd::from_raw_fd(checked(libc::socket(libc::AF_PACKET, kind, 0))?) };
+        add_promiscuous(socket.as_raw_fd(), index)?;
+        Ok(Promiscuous { _socket: socket })
+    }
+}
+
 /// A socket that takes all that a device receives, and the length of its virtio-net header.
 #[derive(Debug)]
 pub struct PacketSocket {
@@ -169,13 +200,7 @@ impl PacketSocket {
         if let Some(mark) = mark {
             set(raw, libc::SOL_SOCKET, libc::SO_MARK, &mark)?;
         }
-        let member = libc::packet_mreq {
-            mr_ifindex: index.cast_signed(),
-            mr_type: libc::PACKET_MR_PROMISC as u16,
-            mr_alen: 0,
-            mr_address: [0; 8],
-        };
-        set(raw, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &member)?;
+        add_promiscuous(raw, index)?;
         // SAFETY: all-zero bytes are a valid sockaddr_ll.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;

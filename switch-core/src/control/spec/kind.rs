@@ -1,4 +1,4 @@
-//! The kinds of ports, and the keys that each takes; the modes that some have.
+//! The kinds of ports, and the keys that each takes; the modes and engines that some have.
 
 use std::str::FromStr;
 
@@ -12,7 +12,7 @@ use super::{SpecError, wrong};
 pub enum Kind {
     /// A TAP device whose character device the switch holds.
     Tap,
-    /// A netdev that exists already, over an AF_PACKET socket.
+    /// A netdev that exists already, over an AF_PACKET or AF_XDP socket.
     Packet,
     /// A macvtap that the switch makes on a netdev.
     Macvtap,
@@ -43,7 +43,7 @@ impl Kind {
     pub const fn keys(self) -> &'static [&'static str] {
         match self {
             Kind::Tap => &["device", "netns", "queues", "offload", "mtu", "mac", "owner", "group", "persist"],
-            Kind::Packet => &["device", "netns", "queues", "offload", "guard"],
+            Kind::Packet => &["device", "netns", "engine", "queues", "offload", "guard"],
             Kind::Macvtap => &["device", "netns", "mode", "queues", "offload", "mtu", "mac"],
             Kind::Tun => &["device", "netns", "offload", "mtu", "mac", "address", "onlink", "gateway"],
             Kind::Stream => &["path", "address", "mode", "owner", "group", "perm"],
@@ -117,5 +117,30 @@ impl Mode {
     /// Whether it is a socket's.
     pub(super) const fn is_socket(self) -> bool {
         matches!(self, Mode::Server | Mode::Client)
+    }
+}
+
+/// By which kind of socket a packet port takes its device's frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// AF_PACKET.
+    #[default]
+    Packet,
+    /// AF_XDP.
+    Xdp,
+}
+
+impl FromStr for Engine {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "packet" => Ok(Engine::Packet),
+            "xdp" => Ok(Engine::Xdp),
+            _ => wrong(format!(
+                "engine={text}: use packet (AF_PACKET) or xdp (AF_XDP: small frames, devices with native XDP)"
+            )),
+        }
     }
 }

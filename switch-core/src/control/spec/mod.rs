@@ -15,7 +15,7 @@ mod port;
 pub use crate::cidr::Cidr;
 pub use attachment::{AttachmentSpec, DressSpec, RoleSpec};
 pub use domain::DomainSpec;
-pub use kind::{Kind, Mode};
+pub use kind::{Engine, Kind, Mode};
 pub use labels::{Labels, MAX_LABELS};
 pub use network::NetworkSpec;
 pub use port::PortSpec;
@@ -135,6 +135,8 @@ mod tests {
             ("t0=tap,queues=0", "queues=0"),
             ("t0=packet,queues=0", "queues=0"),
             ("t0=tap,guard=off", "guard= is not for tap ports"),
+            ("t0=tap,engine=xdp", "engine= is not for tap ports"),
+            ("t0=packet,engine=dpdk", "use packet (AF_PACKET) or xdp"),
             ("t0=packet,mtu=1400", "mtu= is not for packet"),
             ("t0=tap,path=/run/x", "path= is not for tap"),
             ("s0=stream", "either path="),

@@ -12,8 +12,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AttachmentSpec, DEFAULT_DOMAIN, Kind, Labels, MAX_MTU, MIN_MTU, Mode, SpecError, check_name, labels, number,
-    policy, switch_value, wrong,
+    AttachmentSpec, DEFAULT_DOMAIN, Engine, Kind, Labels, MAX_MTU, MIN_MTU, Mode, SpecError, check_name, labels,
+    number, policy, switch_value, wrong,
 };
 use crate::{
     clean::IpRule,
@@ -106,6 +106,9 @@ pub struct PortSpec {
     /// The namespace that the device is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns: Option<String>,
+    /// How a packet port takes its device's frames; AF_PACKET unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<Engine>,
     /// Queues (pairs).
     #[serde(default = "one")]
     pub queues: u16,
@@ -204,6 +207,7 @@ impl PortSpec {
             kind,
             device: None,
             netns: None,
+            engine: None,
             queues: 1,
             offload: true,
             mtu: None,
@@ -244,6 +248,7 @@ impl PortSpec {
         match key {
             "device" => self.device = Some(value.to_owned()),
             "netns" => self.netns = Some(value.to_owned()),
+            "engine" => self.engine = Some(value.parse()?),
             "queues" => self.queues = number(key, value)?,
             "offload" => self.offload = switch_value(key, value)?,
             "mtu" => self.mtu = Some(number(key, value)?),
@@ -404,6 +409,7 @@ impl PortSpec {
         [
             ("device", self.device.is_some()),
             ("netns", self.netns.is_some()),
+            ("engine", self.engine.is_some()),
             ("queues", self.queues != 1),
             ("offload", !self.offload),
             ("mtu", self.mtu.is_some()),
@@ -430,6 +436,7 @@ impl PortSpec {
     pub fn opening(&self) -> PortSpec {
         PortSpec {
             device: if self.kind == Kind::Macvtap { self.device.clone() } else { Some(self.device().to_owned()) },
+            engine: Some(self.engine.unwrap_or_default()),
             guard: Some(self.guarded()),
             link: true,
             hairpin: false,
