@@ -340,7 +340,8 @@ pub enum Port {
   vswitch port add vm1=tap
   vswitch port add t0=tap,netns=blue,queues=2,offload=off,domain=red:tag=10
   vswitch port add vtap0=macvtap,device=eth0,mode=bridge,mac=52:54:00:12:34:56
-  vswitch port add l3=tun,address=10.0.0.5,gateway=10.0.0.1,onlink=10.0.0.0/24")]
+  vswitch port add l3=tun,address=10.0.0.5,gateway=10.0.0.1,onlink=10.0.0.0/24
+  vswitch port add up=bond,devices=eth0+eth1,mode=802.3ad,domain=red:tag=10,domain=blue:tag=20")]
     Add {
         /// NAME=KIND[,key=value]...
         spec: String,
@@ -350,7 +351,7 @@ pub enum Port {
         /// Its name.
         name: String,
     },
-    /// Show ports with their counters
+    /// Show ports with their counters; of a bond named, what its members do
     Show {
         /// Only this one.
         name: Option<String>,

@@ -18,4 +18,5 @@ mod networks;
 pub mod plan;
 pub mod server;
 pub mod spec;
+pub mod uplinks;
 pub mod wire;

@@ -5,5 +5,6 @@ pub mod complete;
 pub mod flow;
 pub mod layout;
 pub mod offload;
+pub mod rarp;
 pub mod validate;
 pub mod vlan;

@@ -11,5 +11,6 @@ pub mod packet;
 pub mod prefetch;
 pub mod raw;
 pub mod send;
+pub mod slow;
 pub mod tap;
 pub mod tsc;
