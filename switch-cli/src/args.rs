@@ -435,7 +435,9 @@ pub enum Network {
 A network of libvirt's:
   virsh net-dumpxml default | vswitch network define -
 
-Modes: isolated (default), nat, routed, open, bridge (with dev or domain).")]
+Modes: isolated (default), nat, routed, open, bridge (with dev, uplink or domain). Several VLANs on one device, or on a bond:
+  forward = { mode = \"bridge\", uplink = { device = \"eth0\", vlan = 42 } }
+  forward = { mode = \"bridge\", uplink = { bond = { devices = [\"eth0\", \"eth1\"], mode = \"802.3ad\" }, vlan = 42 } }")]
     Define {
         /// What virsh net-dumpxml prints, or a TOML file with a network or several as [[network]]; - for standard input.
         file: PathBuf,

@@ -107,6 +107,22 @@ impl Ovs {
         self.vsctl(&["add-port", "br0", device])
     }
 
+    /// Makes several devices of its namespace one port of this name, with these settings.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub fn add_bond(&self, name: &str, devices: &[&str], settings: &[&str]) -> anyhow::Result<()> {
+        self.vsctl(&[&["add-bond", "br0", name][..], devices, settings].concat())
+    }
+
+    /// What it says of LACP on a port.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn lacp(&self, port: &str) -> anyhow::Result<String> {
+        self.appctl(&["lacp/show", port])
+    }
+
     /// Whether so many of its vhost-user ports are connected.
     #[must_use]
     pub fn links_up(&self, ports: usize) -> bool {
