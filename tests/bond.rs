@@ -355,7 +355,6 @@ fn open_vswitch_and_the_switch_agree_and_a_lost_member_is_done_without() {
     wait_for("Open vSwitch agrees again", PATIENCE, || attached("f0")).unwrap_or_else(|e| panic!("{e}: {}", says()));
     transfer(&theirs, &lab.guest, "10.9.0.1", 1 << 20);
 
-    // The wire still stands, and nobody speaks on it: set down here, up there.
     let shown = lab.daemon.cli(&["port", "show", "up"]).expect("shown");
     assert!(shown.contains("bond 802.3ad, partner") && shown.contains("collecting distributing"), "{shown}");
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     spec::{AttachmentSpec, DEFAULT_DOMAIN, DomainSpec, DressSpec, Kind, NetworkSpec, PortSpec, RoleSpec, SpecError},
-    uplinks::{add_uplinks, check_uplinks},
+    uplinks::{add_uplinks, check_devices, check_uplinks},
 };
 use crate::mac::MacAddr;
 
@@ -101,7 +101,7 @@ impl Desired {
             }
         }
         let ports = self.effective_ports();
-        check_members(&ports)?;
+        check_devices(self, &ports)?;
         self.check_stations(&ports)?;
         for entry in &self.fdb {
             if entry.mac.is_multicast() || entry.mac == MacAddr::ZERO {
@@ -267,20 +267,6 @@ impl Desired {
         self.fdb.retain(|entry| entry.port != name);
         self.ports.remove(name).is_some()
     }
-}
-
-/// A member of a bond is nobody else's device.
-fn check_members(ports: &BTreeMap<String, PortSpec>) -> Result<(), SpecError> {
-    for (name, bond) in ports.iter().filter(|(_, port)| port.kind == Kind::Bond) {
-        for (other, port) in ports.iter().filter(|(other, port)| *other != name && port.netns == bond.netns) {
-            if let Some(device) = port.taken_devices().into_iter().find(|d| bond.devices.iter().any(|own| own == d)) {
-                return Err(SpecError(format!(
-                    "port \"{other}\": device \"{device}\" is a member of the bond \"{name}\"; remove one of the ports, or take the device out of one"
-                )));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// All members of a network's domain are isolated from each other.

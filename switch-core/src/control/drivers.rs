@@ -52,7 +52,7 @@ impl Drivers {
                     sharing: match spec.mode {
                         Some(Mode::BalanceXor) => bond::Sharing::BalanceXor,
                         Some(Mode::Lacp) => bond::Sharing::Lacp(bond::lacp::Settings {
-                            system: mac_of(&spec.name),
+                            system: spec.mac.unwrap_or_else(|| mac_of(&spec.name)),
                             active: spec.lacp != Some(LacpActivity::Passive),
                             fast: spec.lacp_rate != Some(LacpRate::Slow),
                         }),

@@ -102,6 +102,24 @@ pub(super) fn check_uplinks(desired: &Desired) -> Result<(), SpecError> {
     Ok(())
 }
 
+/// The members of a bond, and a device that networks share, are nobody else's: frames would come in twice.
+pub(super) fn check_devices(desired: &Desired, ports: &BTreeMap<String, PortSpec>) -> Result<(), SpecError> {
+    let networks = desired.networks.values().map(|network| &network.spec);
+    let uplinks: Vec<String> = networks.filter(|n| shared(n).is_some()).filter_map(uplink_name).collect();
+    for (name, one) in ports.iter().filter(|(name, port)| port.kind == Kind::Bond || uplinks.contains(name)) {
+        for (other, port) in ports.iter().filter(|(other, port)| *other != name && port.netns == one.netns) {
+            let own = one.taken_devices();
+            if let Some(device) = port.taken_devices().into_iter().find(|device| own.contains(device)) {
+                let what = if one.kind == Kind::Bond { "a member of the bond" } else { "the uplink" };
+                return Err(SpecError(format!(
+                    "port \"{other}\": device \"{device}\" is {what} \"{name}\", which has it for itself; remove one of them, or take the device out of one"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A device that one of two networks has for itself is not the other's.
 fn check_alone(network: &NetworkSpec, there: &NetworkSpec) -> Result<(), String> {
     let (alone, sharing, uplink) = match (own_device(network), own_device(there)) {
@@ -193,5 +211,10 @@ mod tests {
         with_port.ports.insert("x".to_owned(), Owned { spec: port, origin: Origin::Cli });
         let error = with_port.check().expect_err("a member").to_string();
         assert!(error.contains("member of the bond \"eth0-eth1.uplink\""), "{error}");
+        let mut with_port = desired(&[&first.replace("eth0", "eth1")]);
+        let port: PortSpec = "x=packet,device=eth1,domain=none".parse().expect("valid");
+        with_port.ports.insert("x".to_owned(), Owned { spec: port, origin: Origin::Cli });
+        let error = with_port.check().expect_err("the uplink").to_string();
+        assert!(error.contains("the uplink \"eth1.uplink\""), "{error}");
     }
 }

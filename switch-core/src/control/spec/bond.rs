@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Kind, Mode, PortSpec, SpecError, wrong};
-use crate::port::{bond::MAX_MEMBERS, tap::MAX_NAME};
+use crate::{
+    mac::MacAddr,
+    port::{bond::MAX_MEMBERS, tap::MAX_NAME},
+};
 
 /// Who begins to speak LACP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,8 +84,11 @@ impl PortSpec {
         if let Some(mode) = self.mode.filter(|mode| !mode.is_bond()) {
             return wrong(format!("mode={}: use active-backup, balance-xor or 802.3ad", mode.name()));
         }
-        if self.mode != Some(Mode::Lacp) && (self.lacp.is_some() || self.lacp_rate.is_some()) {
-            return wrong("lacp= and lacp-rate= are for mode=802.3ad");
+        if self.mode != Some(Mode::Lacp) && (self.lacp.is_some() || self.lacp_rate.is_some() || self.mac.is_some()) {
+            return wrong("lacp=, lacp-rate= and mac= (the bond's address as a system) are for mode=802.3ad");
+        }
+        if let Some(mac) = self.mac.filter(|mac| mac.is_multicast() || *mac == MacAddr::ZERO) {
+            return wrong(format!("mac={mac} is no unicast address"));
         }
         Ok(())
     }

@@ -47,7 +47,7 @@ impl Kind {
         match self {
             Kind::Tap => &["device", "netns", "queues", "offload", "mtu", "mac", "owner", "group", "persist"],
             Kind::Packet => &["device", "netns", "queues", "offload", "guard"],
-            Kind::Bond => &["devices", "netns", "mode", "lacp", "lacp-rate", "offload", "guard"],
+            Kind::Bond => &["devices", "netns", "mode", "lacp", "lacp-rate", "mac", "offload", "guard"],
             Kind::Macvtap => &["device", "netns", "mode", "queues", "offload", "mtu", "mac"],
             Kind::Tun => &["device", "netns", "offload", "mtu", "mac", "address", "onlink", "gateway"],
             Kind::Stream => &["path", "address", "mode", "owner", "group", "perm"],

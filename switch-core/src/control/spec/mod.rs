@@ -136,6 +136,8 @@ mod tests {
             ("b=bond,devices=eth0+eth1,mode=vepa", "802.3ad"),
             ("b=bond,devices=eth0+eth1,lacp=passive", "mode=802.3ad"),
             ("b=bond,devices=eth0+eth1,mode=802.3ad,lacp-rate=often", "fast"),
+            ("b=bond,devices=eth0+eth1,mac=02:00:00:00:00:01", "mode=802.3ad"),
+            ("b=bond,devices=eth0+eth1,mode=802.3ad,mac=01:00:00:00:00:01", "no unicast"),
             ("b=bond,devices=eth0+eth1,queues=2", "queues= is not for bond"),
             ("b=bond,device=eth0", "device= is not for bond"),
             ("p=packet,devices=eth0+eth1", "devices= is not for packet"),

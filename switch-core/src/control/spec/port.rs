@@ -124,7 +124,7 @@ pub struct PortSpec {
     /// MTU of the netdev.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
-    /// Address of the netdev.
+    /// Address of the netdev; of a bond as a system in LACP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddr>,
     /// User id that may attach to the TAP as well, or that owns the socket.

@@ -212,11 +212,11 @@ mod tests {
         }
     }
 
-    /// As Open vSwitch 3.1 sent it.
+    /// The first one of an Open vSwitch 3.1, recorded.
     #[test]
     fn a_foreign_frame_is_read() {
-        let text = "0180c20000020a5b1ce4f00288090101011480000a5b1ce4f0010001800000014f000000\
-                    0214ffff000000000000000000000000020000000310000000000000000000000000";
+        let text = "0180c2000002d6efbbc20b9f880901010114fffeb65eaf0aa44a0001ffff0002bf000000\
+                    02140000000000000000000000000000020000000310000000000000000000000000";
         let digits: Vec<u8> = text.bytes().collect();
         let mut frame: Vec<u8> = digits
             .chunks(2)
@@ -225,8 +225,13 @@ mod tests {
         assert_eq!(Lacpdu::parse(&frame), None, "cut off");
         frame.resize(LACPDU_BYTES, 0);
         let pdu = Lacpdu::parse(&frame).expect("an LACPDU");
-        assert_eq!((pdu.actor.system_priority, pdu.actor.key, pdu.actor.port), (0x8000, 1, 1));
-        assert_eq!(pdu.actor.state.names(), ["active", "short-timeout", "aggregation", "synchronized", "defaulted"]);
+        let Info { system_priority, system, key, port_priority, port, state } = pdu.actor;
+        assert_eq!((system_priority, system.to_string().as_str()), (0xfffe, "b6:5e:af:0a:a4:4a"));
+        assert_eq!((key, port_priority, port), (1, 0xffff, 2));
+        assert_eq!(state, State(0xff).with(State::DEFAULTED, false));
+        assert_eq!(pdu.partner, Info { state: State::SHORT_TIMEOUT, ..Info::default() });
+        // It is what we would write.
+        assert_eq!(pdu.frame(MacAddr([0xd6, 0xef, 0xbb, 0xc2, 0x0b, 0x9f]))[..], frame[..]);
         frame[SUBTYPE_AT] = 2;
         assert_eq!(Lacpdu::parse(&frame), None, "a marker");
         frame[SUBTYPE_AT..ACTOR_AT].copy_from_slice(&[1, 2]);

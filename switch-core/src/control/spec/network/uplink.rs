@@ -2,8 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::spec::{
-    AttachmentSpec, DressSpec, Kind, LacpActivity, LacpRate, Mode, PortSpec, SpecError, check_bond_devices, wrong,
+use crate::{
+    control::spec::{
+        AttachmentSpec, DressSpec, Kind, LacpActivity, LacpRate, Mode, PortSpec, SpecError, check_bond_devices, wrong,
+    },
+    mac::MacAddr,
 };
 
 /// Several devices as one, as the SPEC of a bond has them.
@@ -21,6 +24,9 @@ pub struct BondSpec {
     /// See [`PortSpec::lacp_rate`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lacp_rate: Option<LacpRate>,
+    /// Its address as a system in LACP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
 }
 
 /// What a bridged network goes out by.
@@ -81,7 +87,7 @@ impl UplinkSpec {
             Some(bond) => {
                 let mut port = PortSpec::new(name, Kind::Bond);
                 port.devices.clone_from(&bond.devices);
-                (port.mode, port.lacp, port.lacp_rate) = (bond.mode, bond.lacp, bond.lacp_rate);
+                (port.mode, port.lacp, port.lacp_rate, port.mac) = (bond.mode, bond.lacp, bond.lacp_rate, bond.mac);
                 port
             }
             None => {
