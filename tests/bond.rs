@@ -100,7 +100,9 @@ fn the_backup_takes_over_and_announces_who_is_behind_it() {
     let source = far.run(|| RawSocket::open("br0", false)).expect("namespace").expect("opened");
     let before = lab.dropped("inactive_member");
     let src = MacAddr([2, 0, 0, 0, 9, 9]);
-    (0..100).for_each(|n| drop(source.send(&[frames::build(MacAddr([0xff; 6]), src, 100, n)]).expect("sent")));
+    for number in 0..100 {
+        source.send(&[frames::build(MacAddr([0xff; 6]), src, 100, number)]).expect("sent");
+    }
     let mut numbers = Vec::new();
     wait_for("all arrive", PATIENCE, || {
         sink.receive(|frame| numbers.extend(frames::number_of(frame).and_then(Result::ok))).expect("read");
