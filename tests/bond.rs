@@ -74,7 +74,10 @@ fn bridge() -> Namespace {
 }
 
 fn plug(far: &Namespace, i: usize) {
-    far.exec(&["ip", "link", "set", &format!("f{i}"), "master", "br0", "up"]).expect("plugged");
+    let device = format!("f{i}");
+    far.exec(&["ip", "link", "set", &device, "master", "br0", "up"]).expect("plugged");
+    let forwards = || far.exec(&["bridge", "link", "show", "dev", &device]).is_ok_and(|s| s.contains("forwarding"));
+    wait_for("the bridge forwards", PATIENCE, forwards).expect("plugged");
 }
 
 fn set(far: &Namespace, device: &str, state: &str) {
@@ -357,6 +360,13 @@ fn open_vswitch_and_the_switch_agree_and_a_lost_member_is_done_without() {
     wait_for("Open vSwitch agrees again", PATIENCE, || attached("f0")).unwrap_or_else(|e| panic!("{e}: {}", says()));
     transfer(&theirs, &lab.guest, "10.9.0.1", 1 << 20);
 
+    // It falls silent while its links stand, and speaks again.
+    ovs.set_port("bond0", &["lacp=off"]).expect("set");
+    lab.wait_members(["out", "out"]);
+    lab.daemon.wait_state("up", "waiting").expect("nothing is sent");
+    ovs.set_port("bond0", &["lacp=active"]).expect("set");
+    lab.wait_members(["active", "active"]);
+    lab.reaches();
     let shown = lab.daemon.cli(&["port", "show", "up"]).expect("shown");
     assert!(shown.contains("bond 802.3ad, partner") && shown.contains("collecting distributing"), "{shown}");
 }

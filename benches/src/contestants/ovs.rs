@@ -115,6 +115,14 @@ impl Ovs {
         self.vsctl(&[&["add-bond", "br0", name][..], devices, settings].concat())
     }
 
+    /// Changes settings of a port.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub fn set_port(&self, name: &str, settings: &[&str]) -> anyhow::Result<()> {
+        self.vsctl(&[&["set", "port", name][..], settings].concat())
+    }
+
     /// What it says of LACP on a port.
     ///
     /// # Errors

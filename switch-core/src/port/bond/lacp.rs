@@ -145,17 +145,17 @@ impl Port {
 
     /// Records what the partner says, and what that says of us (recordPDU, update_Selected, update_NTT).
     fn record(&mut self, pdu: &Lacpdu, now_ms: u64) {
-        if !self.partner.is_port_of(&pdu.actor) {
+        if !self.partner.is_same_port(&pdu.actor) {
             self.selected = None;
         }
         let told = State(State::ACTIVE.0 | State::SHORT_TIMEOUT.0 | State::SYNCHRONIZED.0 | State::AGGREGATION.0).0;
         let actor = &mut self.actor;
-        if !pdu.partner.is_port_of(actor) || pdu.partner.state.0 & told != actor.state.0 & told {
+        if !pdu.partner.is_same_port(actor) || pdu.partner.state.0 & told != actor.state.0 & told {
             self.need_to_transmit = true;
         }
         let theirs = pdu.actor.state;
         let aggregation = |state: State| state.has(State::AGGREGATION);
-        let means_us = pdu.partner.is_port_of(actor) && aggregation(pdu.partner.state) == aggregation(actor.state);
+        let means_us = pdu.partner.is_same_port(actor) && aggregation(pdu.partner.state) == aggregation(actor.state);
         let maintained =
             theirs.has(State::ACTIVE) || (actor.state.has(State::ACTIVE) && pdu.partner.state.has(State::ACTIVE));
         let in_sync = theirs.has(State::SYNCHRONIZED) && (means_us || !aggregation(theirs)) && maintained;

@@ -103,9 +103,9 @@ pub struct Info {
 }
 
 impl Info {
-    /// Whether both mean the same port, with the same key.
+    /// Whether both are the same port, with the same key.
     #[must_use]
-    pub fn is_port_of(&self, other: &Info) -> bool {
+    pub fn is_same_port(&self, other: &Info) -> bool {
         Info { state: State::default(), ..*self } == Info { state: State::default(), ..*other }
     }
 
