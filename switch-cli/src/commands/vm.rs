@@ -207,6 +207,7 @@ pub mod tests {
             device_mac: device.map(|_| MacAddr([2, 0, 0, 0, 0, 9])),
             device_kind: device.map(str::to_owned),
             multi_queue: false,
+            bond: None,
             fdb_entries: 0,
             bindings: Vec::new(),
             counters: std::collections::BTreeMap::default(),
