@@ -342,7 +342,8 @@ pub enum Port {
   vswitch port add eth1=packet,domain=br1
   vswitch port add veth1=packet,engine=xdp        (AF_XDP: for small frames; needs native XDP)
   vswitch port add vtap0=macvtap,device=eth0,mode=bridge,mac=52:54:00:12:34:56
-  vswitch port add l3=tun,address=10.0.0.5,gateway=10.0.0.1,onlink=10.0.0.0/24")]
+  vswitch port add l3=tun,address=10.0.0.5,gateway=10.0.0.1,onlink=10.0.0.0/24
+  vswitch port add up=bond,devices=eth0+eth1,mode=802.3ad,domain=red:tag=10,domain=blue:tag=20")]
     Add {
         /// NAME=KIND[,key=value]...
         spec: String,
@@ -352,7 +353,7 @@ pub enum Port {
         /// Its name.
         name: String,
     },
-    /// Show ports with their counters
+    /// Show ports with their counters; of a bond named, what its members do
     Show {
         /// Only this one.
         name: Option<String>,
@@ -436,7 +437,9 @@ pub enum Network {
 A network of libvirt's:
   virsh net-dumpxml default | vswitch network define -
 
-Modes: isolated (default), nat, routed, open, bridge (with dev or domain).")]
+Modes: isolated (default), nat, routed, open, bridge (with dev, uplink or domain). Several VLANs on one device, or on a bond:
+  forward = { mode = \"bridge\", uplink = { device = \"eth0\", vlan = 42 } }
+  forward = { mode = \"bridge\", uplink = { bond = { devices = [\"eth0\", \"eth1\"], mode = \"802.3ad\" }, vlan = 42 } }")]
     Define {
         /// What virsh net-dumpxml prints, or a TOML file with a network or several as [[network]]; - for standard input.
         file: PathBuf,

@@ -99,6 +99,13 @@ impl<'a> Egress<'a> {
 
     /// The frames.
     #[inline]
+    #[must_use]
+    pub const fn frames(&self) -> &'a [OutFrame<'a>] {
+        self.frames
+    }
+
+    /// The frames, one after the other.
+    #[inline]
     pub fn iter(&self) -> std::slice::Iter<'a, OutFrame<'a>> {
         self.frames.iter()
     }

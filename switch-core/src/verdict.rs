@@ -73,6 +73,7 @@ reasons! {
     StormBroadcast, "storm_broadcast", Ingress, "Storm control: too many broadcast frames on this port.";
     StormMulticast, "storm_multicast", Ingress, "Storm control: too many multicast frames on this port.";
     StormUnknown, "storm_unknown", Ingress, "Storm control: too many frames to unknown unicast addresses on this port.";
+    InactiveMember, "inactive_member", Ingress, "Bond: the frame came by a member that is not in use (a backup, or one that LACP has not joined).";
     SamePort, "same_port", Ingress, "The destination is known on the port on which the frame came in (no hairpin).";
     NotMember, "not_member", Ingress, "The destination's port is not a member of the frame's domain.";
     RoleForbidden, "role_forbidden", Ingress, "The roles of the two attachments (isolated, community) forbid this pair.";

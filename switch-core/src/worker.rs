@@ -37,6 +37,7 @@ use crate::{
     stats::Counter,
     topology::Topology,
     transmit::Transmitter,
+    verdict::DropReason,
 };
 
 /// How a worker waits for frames.
@@ -520,9 +521,11 @@ impl Worker {
 
     fn collect_lost(&mut self) {
         for queue in self.queues.iter_mut().flatten() {
-            let (lost, errors) = (queue.rx.take_lost(), queue.rx.take_errors());
-            if let (true, Some(port)) = (lost + errors > 0, self.topology.port(queue.port)) {
+            let (lost, errors, inactive) = (queue.rx.take_lost(), queue.rx.take_errors(), queue.rx.take_inactive());
+            if let (true, Some(port)) = (lost + errors + inactive > 0, self.topology.port(queue.port)) {
                 let counters = port.shared.counters.of(self.index);
+                counters.add(Counter::RxFrames, inactive);
+                counters.drop_frames(DropReason::InactiveMember, inactive);
                 counters.add(Counter::RxLost, lost);
                 counters.add(Counter::RxErrors, errors);
             }

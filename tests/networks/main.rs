@@ -5,3 +5,4 @@ mod host;
 mod lab;
 mod modes;
 mod services;
+mod uplinks;

@@ -173,6 +173,30 @@ impl Ovs {
         self.vsctl(&["del-port", "br0", port])
     }
 
+    /// Makes several devices of its namespace one port of this name, with these settings.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub fn add_bond(&self, name: &str, devices: &[&str], settings: &[&str]) -> anyhow::Result<()> {
+        self.vsctl(&[&["add-bond", "br0", name][..], devices, settings].concat())
+    }
+
+    /// Changes settings of a port.
+    ///
+    /// # Errors
+    /// It refuses.
+    pub fn set_port(&self, name: &str, settings: &[&str]) -> anyhow::Result<()> {
+        self.vsctl(&[&["set", "port", name][..], settings].concat())
+    }
+
+    /// What it says of LACP on a port.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn lacp(&self, port: &str) -> anyhow::Result<String> {
+        self.appctl(&["lacp/show", port])
+    }
+
     /// Whether so many of its vhost-user ports are connected.
     #[must_use]
     pub fn links_up(&self, ports: usize) -> bool {

@@ -343,6 +343,7 @@ mod tests {
             device_mac: None,
             device_kind: None,
             multi_queue: false,
+            bond: None,
             fdb_entries: 0,
             bindings: Vec::new(),
             counters: Default::default(),

@@ -11,6 +11,7 @@ use switch_core::control::{
     config::Config,
     network_xml,
     spec::NetworkSpec,
+    uplinks::uplink_name,
     wire::{Done, NetworkState, NetworkView, StartNetwork},
 };
 
@@ -131,6 +132,16 @@ fn addresses(network: &NetworkView) -> String {
     network.spec.addresses().map(|a| a.to_string()).collect::<Vec<_>>().join(" ")
 }
 
+/// What a network goes out by.
+fn uplink(spec: &NetworkSpec) -> String {
+    let Some(uplink) = &spec.forward.uplink else {
+        return format!("device {}", spec.forward.dev.as_deref().unwrap_or_default());
+    };
+    let what = if uplink.bond.is_some() { "bond of" } else { "device" };
+    let vlan = uplink.vlan.map(|vlan| format!(", vlan {vlan}")).unwrap_or_default();
+    format!("{what} {}{vlan}", uplink.devices().join(", "))
+}
+
 fn list(networks: &[NetworkView]) -> anyhow::Result<()> {
     let rows: Vec<Vec<String>> = networks
         .iter()
@@ -153,6 +164,9 @@ fn show(network: &NetworkView) {
     if spec.has_host() {
         let place = spec.netns.as_ref().map(|n| format!(" in namespace {n}")).unwrap_or_default();
         line("host port", &format!("{}{place}", spec.device()));
+    }
+    if let Some(port) = uplink_name(spec) {
+        line("uplink", &format!("{port}: {}", uplink(spec)));
     }
     if !spec.ip.is_empty() {
         line("addresses", &addresses(network));

@@ -1,7 +1,13 @@
 //! `vswitch port`.
 
 use anyhow::bail;
-use switch_core::control::wire::{Add, Done, PortChange, PortState, PortView};
+use switch_core::{
+    control::{
+        spec::{Mode, PortSpec},
+        wire::{Add, Done, PortChange, PortState, PortView},
+    },
+    port::bond::{BondStatus, LacpEnd, MemberStatus},
+};
 
 use super::{print_json, print_table, report};
 use crate::{args::Port, client::Client};
@@ -64,6 +70,9 @@ fn show(client: &Client, name: Option<&str>, json: bool) -> anyhow::Result<()> {
         for p in &ports {
             println!();
             p.reason.iter().for_each(|reason| println!("waiting: {reason}"));
+            if let Some(bond) = &p.bond {
+                show_bond(&p.spec, bond);
+            }
             p.counters.iter().filter(|(_, n)| **n > 0).for_each(|(key, n)| println!("{key:<24}{n}"));
             p.drops.iter().for_each(|(key, n)| println!("dropped {key:<16}{n}"));
             for b in &p.bindings {
@@ -73,4 +82,25 @@ fn show(client: &Client, name: Option<&str>, json: bool) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn show_bond(spec: &PortSpec, bond: &BondStatus) {
+    let partner = bond.partner.map(|partner| format!(", partner {partner}")).unwrap_or_default();
+    println!("bond {}{partner}", spec.mode.unwrap_or(Mode::ActiveBackup).name());
+    for member in &bond.members {
+        println!("{}", member_line(member).trim_end());
+        for (what, end) in [("actor", &member.actor), ("partner", &member.partner)] {
+            if let Some(end) = end {
+                println!("    {what:<8}{}", end_line(end));
+            }
+        }
+    }
+}
+
+fn member_line(member: &MemberStatus) -> String {
+    format!("  {:<16}{:<8}{}", member.device, member.state.name(), member.reason.as_deref().unwrap_or_default())
+}
+
+fn end_line(end: &LacpEnd) -> String {
+    format!("system {} key {} port {}: {}", end.system, end.key, end.port, end.state.join(" "))
 }

@@ -99,6 +99,11 @@ impl Wire {
                  Give the VM a port of its own in the same domain: vswitch port add vm1=vhost-user,path=/run/vm1.sock",
                 spec.device()
             ),
+            Kind::Bond => bail!(
+                "port \"{name}\" is a bond of {}: the way to their network. \
+                 Give the VM a port of its own in the same domain: vswitch port add vm1=vhost-user,path=/run/vm1.sock",
+                spec.devices.join(", ")
+            ),
             Kind::Tun => bail!(
                 "port \"{name}\" is a tun port, behind which are IP packets and no Ethernet device. \
                  Give the VM a port of its own: vswitch port add vm1=vhost-user,path=/run/vm1.sock"
@@ -202,6 +207,7 @@ pub mod tests {
             device_mac: device.map(|_| MacAddr([2, 0, 0, 0, 0, 9])),
             device_kind: device.map(str::to_owned),
             multi_queue: false,
+            bond: None,
             fdb_entries: 0,
             bindings: Vec::new(),
             counters: std::collections::BTreeMap::default(),

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::spec::{
-    AttachmentSpec, DEFAULT_DOMAIN, DomainSpec, DressSpec, Kind, NetworkSpec, PortSpec, RoleSpec, SpecError,
+use super::{
+    spec::{AttachmentSpec, DEFAULT_DOMAIN, DomainSpec, DressSpec, Kind, NetworkSpec, PortSpec, RoleSpec, SpecError},
+    uplinks::{add_uplinks, check_devices, check_uplinks},
 };
 use crate::mac::MacAddr;
 
@@ -100,6 +101,7 @@ impl Desired {
             }
         }
         let ports = self.effective_ports();
+        check_devices(self, &ports)?;
         self.check_stations(&ports)?;
         for entry in &self.fdb {
             if entry.mac.is_multicast() || entry.mac == MacAddr::ZERO {
@@ -136,13 +138,8 @@ impl Desired {
                         .into(),
                 );
             }
-            for port in [name.clone(), uplink_name(name)] {
-                if self.ports.contains_key(&port) {
-                    return wrong(
-                        name,
-                        format!("there is a port \"{port}\", which would be its own; rename one of them"),
-                    );
-                }
+            if self.ports.contains_key(name) {
+                return wrong(name, format!("there is a port \"{name}\", which would be its own; rename one of them"));
             }
             if let Some(domain) = &spec.forward.domain
                 && domain != DEFAULT_DOMAIN
@@ -169,6 +166,7 @@ impl Desired {
                 }
             }
         }
+        check_uplinks(self)?;
         match self.active.iter().find(|name| !self.networks.contains_key(*name)) {
             Some(name) => wrong(name, "there is no such network; see: vswitch network list".into()),
             None => Ok(()),
@@ -258,14 +256,9 @@ impl Desired {
                 port.domains = vec![AttachmentSpec::untagged(name)];
                 all.insert(name.clone(), port);
             }
-            if let Some(device) = network.forward.dev.as_ref().filter(|_| network.has_domain() && !network.by_host()) {
-                let mut port = PortSpec::new(&uplink_name(name), Kind::Packet);
-                port.device = Some(device.clone());
-                port.netns.clone_from(&network.netns);
-                port.domains = vec![AttachmentSpec::untagged(name)];
-                all.insert(port.name.clone(), port);
-            }
         }
+        let started = self.networks.iter().filter(|(name, _)| self.active.contains(*name));
+        add_uplinks(&mut all, started.map(|(name, owned)| (name, &owned.spec)));
         all
     }
 
@@ -274,12 +267,6 @@ impl Desired {
         self.fdb.retain(|entry| entry.port != name);
         self.ports.remove(name).is_some()
     }
-}
-
-/// The name of the port that a bridged network has outside.
-#[must_use]
-pub fn uplink_name(network: &str) -> String {
-    format!("{network}.uplink")
 }
 
 /// All members of a network's domain are isolated from each other.

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::spec::{Engine, Kind, Mode, PortSpec};
+use super::spec::{Engine, Kind, LacpActivity, LacpRate, Mode, PortSpec};
 use crate::{
     link::{Links, MacVtapMode},
     mac::mac_of,
-    port::{Notifier, Opened, dgram, guard::Guards, macvtap, packet, stream, tap, tun, vhost_user},
+    port::{Notifier, Opened, bond, dgram, guard::Guards, macvtap, packet, stream, tap, tun, vhost_user},
 };
 
 /// What drivers need beside their SPEC.
@@ -45,6 +45,24 @@ impl Drivers {
                     guards: spec.guarded().then(|| Arc::clone(&self.guards)),
                 };
                 packet::open(&config, &self.links).map_err(|e| e.to_string())
+            }
+            Kind::Bond => {
+                let config = bond::BondConfig {
+                    devices: spec.devices.clone(),
+                    netns: spec.netns.clone(),
+                    sharing: match spec.mode {
+                        Some(Mode::BalanceXor) => bond::Sharing::BalanceXor,
+                        Some(Mode::Lacp) => bond::Sharing::Lacp(bond::lacp::Settings {
+                            system: spec.mac.unwrap_or_else(|| mac_of(&spec.name)),
+                            active: spec.lacp != Some(LacpActivity::Passive),
+                            fast: spec.lacp_rate != Some(LacpRate::Slow),
+                        }),
+                        _ => bond::Sharing::ActiveBackup,
+                    },
+                    offload: spec.offload,
+                    guards: spec.guarded().then(|| Arc::clone(&self.guards)),
+                };
+                bond::open(&config, &self.links, self.notifier.clone()).map_err(|e| e.to_string())
             }
             Kind::Macvtap => {
                 let config = macvtap::MacvtapConfig {

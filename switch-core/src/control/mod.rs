@@ -19,4 +19,5 @@ mod networks;
 pub mod plan;
 pub mod server;
 pub mod spec;
+pub mod uplinks;
 pub mod wire;

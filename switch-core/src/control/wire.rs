@@ -13,6 +13,7 @@ use crate::{
     fdb::Kind,
     mac::MacAddr,
     network::{Blocker, Lease},
+    port::bond::BondStatus,
     stages::{STAGES, Sums},
 };
 
@@ -49,6 +50,9 @@ pub struct PortView {
     /// Its netdev is a TAP that was made for several queues.
     #[serde(default)]
     pub multi_queue: bool,
+    /// What a bond's members do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bond: Option<BondStatus>,
     /// Learned and static addresses on it.
     pub fdb_entries: usize,
     /// Addresses that the station of a clean port has obtained.

@@ -6,5 +6,6 @@ pub mod flow;
 pub mod layout;
 pub mod offload;
 pub mod partial;
+pub mod rarp;
 pub mod validate;
 pub mod vlan;

@@ -12,7 +12,7 @@
 //! it when it is dropped; after a crash the table stays (the host stays cut off) until the next start undoes what the
 //! journal says. A device is known by its index, its namespace's inode and the boot, never by its name alone.
 //!
-//! Control thread only: nft runs for some milliseconds.
+//! Control side only: nft runs for some milliseconds.
 
 use std::{
     fs::{self, File},

@@ -5,6 +5,7 @@
 //! done now and says how things stand. A device that fails is a status or a counter, never an error that reaches
 //! another port.
 
+pub mod bond;
 pub mod dgram;
 pub mod guard;
 pub mod macvtap;
@@ -70,6 +71,12 @@ pub trait PortRx: Send {
     fn take_errors(&mut self) -> u64 {
         0
     }
+
+    /// Frames received since the last call by a member of a bond that is not in use, and thrown away; see
+    /// [`DropReason::InactiveMember`]. Called together with [`take_lost`](Self::take_lost).
+    fn take_inactive(&mut self) -> u64 {
+        0
+    }
 }
 
 /// What became of the frames given to one [`PortTx::tx`] call.
@@ -102,6 +109,18 @@ impl Sent {
             (DropReason::TxError, self.error),
             (DropReason::NotForPort, self.filtered),
         ]
+    }
+}
+
+impl std::ops::AddAssign for Sent {
+    fn add_assign(&mut self, other: Sent) {
+        self.frames += other.frames;
+        self.bytes += other.bytes;
+        self.queue_full += other.queue_full;
+        self.port_down += other.port_down;
+        self.too_big += other.too_big;
+        self.error += other.error;
+        self.filtered += other.filtered;
     }
 }
 
@@ -152,6 +171,20 @@ pub trait PortControl: Send {
 
     /// The port's administrative state has changed: tells the other side, where the protocol can say so.
     fn set_link(&mut self, _up: bool) {}
+
+    /// What a bond says of its members.
+    fn bond(&self) -> Option<bond::BondStatus> {
+        None
+    }
+
+    /// Whether the port has come to another place of the network since the last call, so that the stations behind other ports
+    /// should be announced by it. Called as often as [`missing`](Self::missing).
+    fn moved(&mut self) -> bool {
+        false
+    }
+
+    /// Sends these frames beside the frame path.
+    fn announce(&mut self, _frames: &[Vec<u8>]) {}
 
     /// The least MTU of the port's domains, for drivers that tell the other side or are asked.
     fn set_mtu(&mut self, _mtu: u32) {}

@@ -113,24 +113,30 @@ pub fn open(config: &PacketConfig, links: &Links) -> Result<Opened, PacketError>
             Some(libc::ENETDOWN) => PacketError::Down(name(), place()),
             _ => PacketError::Other(name(), e),
         })?;
-    let capabilities = if config.offload {
-        Capabilities::CSUM.with(Capabilities::TSO4).with(Capabilities::TSO6).with(Capabilities::ECN)
-    } else {
-        Capabilities::NONE
-    };
+    let capabilities = capabilities(config.offload);
     let queues = sockets
         .into_iter()
         .map(|socket| {
             let socket = Arc::new(socket);
             let rx = PacketRx::new(Arc::clone(&socket));
-            QueuePair { rx: Box::new(rx), tx: Box::new(PacketTx { socket, capabilities }) }
+            QueuePair { rx: Box::new(rx), tx: Box::new(PacketTx::new(socket, capabilities)) }
         })
         .collect();
     let control = Netdev { space, device: name(), index: None, wire: true, on_link: None, keep: Box::new(guard) };
     Ok(Opened { queues, control: Box::new(control) })
 }
 
-struct PacketRx {
+/// What may be left to the device.
+pub(super) fn capabilities(offload: bool) -> Capabilities {
+    if offload {
+        Capabilities::CSUM.with(Capabilities::TSO4).with(Capabilities::TSO6).with(Capabilities::ECN)
+    } else {
+        Capabilities::NONE
+    }
+}
+
+/// The receiving half of one socket.
+pub(super) struct PacketRx {
     socket: Arc<PacketSocket>,
     received: [Received; BURST_FRAMES],
     /// Frames to ask for at once: few while they are long, so that a batch of them stays in the cache.
@@ -139,7 +145,7 @@ struct PacketRx {
 }
 
 impl PacketRx {
-    fn new(socket: Arc<PacketSocket>) -> PacketRx {
+    pub(super) fn new(socket: Arc<PacketSocket>) -> PacketRx {
         PacketRx { socket, received: [Received::default(); BURST_FRAMES], burst: BURST_FRAMES, truncated: 0 }
     }
 
@@ -221,9 +227,16 @@ fn restore_tag(head: &mut [u8], overflow: &mut [u8], len: usize, tag: OuterTag) 
     vlan::insert_tag(head, tag)
 }
 
-struct PacketTx {
+/// The sending half of one socket.
+pub(super) struct PacketTx {
     socket: Arc<PacketSocket>,
     capabilities: Capabilities,
+}
+
+impl PacketTx {
+    pub(super) fn new(socket: Arc<PacketSocket>, capabilities: Capabilities) -> PacketTx {
+        PacketTx { socket, capabilities }
+    }
 }
 
 impl PortTx for PacketTx {

@@ -11,6 +11,7 @@ pub mod packet;
 pub mod prefetch;
 pub mod raw;
 pub mod send;
+pub mod slow;
 pub mod tap;
 pub mod tsc;
 pub mod xdp;

@@ -12,7 +12,7 @@ use crate::{
     frame::{offload::VNET_HDR_BYTES, vlan::OuterTag},
 };
 
-const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
+pub(super) const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 const PACKET_VNET_HDR_SZ: libc::c_int = 24;
 /// The header without `num_buffers`, which is all that older kernels know.
 const SHORT_HDR_BYTES: usize = 10;
@@ -41,14 +41,25 @@ const CONTROL_BYTES: usize = 48;
 // SAFETY: CMSG_SPACE only computes.
 const _: () = assert!(unsafe { libc::CMSG_SPACE(size_of::<AuxData>() as u32) } as usize <= CONTROL_BYTES);
 
-fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+pub(super) fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn set<T>(fd: RawFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
+pub(super) fn set<T>(fd: RawFd, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
     // SAFETY: the kernel reads at most the size of the borrowed value; all callers pass plain C structs or ints, and what
     // a pointer in one points to is borrowed until the call is over.
     checked(unsafe { libc::setsockopt(fd, level, option, (&raw const *value).cast(), size_of::<T>() as u32) }).map(drop)
+}
+
+/// Has a socket receive all that the device of this index receives, as far as its filter takes it.
+pub(super) fn bind(fd: RawFd, index: u32) -> io::Result<()> {
+    // SAFETY: all-zero bytes are a valid sockaddr_ll.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_ifindex = index.cast_signed();
+    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    // SAFETY: the kernel reads one sockaddr_ll.
+    checked(unsafe { libc::bind(fd, (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as u32) }).map(drop)
 }
 
 const fn step(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
@@ -68,7 +79,22 @@ const INCOMING: [libc::sock_filter; 4] = [
     step(0x06, 0, 0, u32::MAX),
 ];
 
-fn set_filter(fd: RawFd, steps: &[libc::sock_filter]) -> io::Result<()> {
+/// The EtherType of slow protocols (IEEE 802.3 annex 57A), LACP among them.
+pub const SLOW_PROTOCOLS: u16 = 0x8809;
+/// Takes what is no frame of a slow protocol.
+const EXCEPT_SLOW: [libc::sock_filter; 4] = [
+    // A = EtherType
+    step(0x28, 0, 0, 12),
+    // if A == SLOW_PROTOCOLS
+    step(0x15, 0, 1, SLOW_PROTOCOLS as u32),
+    step(0x06, 0, 0, 0),
+    step(0x06, 0, 0, u32::MAX),
+];
+/// The rest.
+pub(super) const ONLY_SLOW: [libc::sock_filter; 4] =
+    [step(0x28, 0, 0, 12), step(0x15, 0, 1, SLOW_PROTOCOLS as u32), step(0x06, 0, 0, u32::MAX), step(0x06, 0, 0, 0)];
+
+pub(super) fn set_filter(fd: RawFd, steps: &[libc::sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_ptr().cast_mut() };
     // The kernel copies the steps, which are only read.
     set(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
@@ -176,6 +202,14 @@ impl PacketSocket {
         PacketSocket::open_filtered(index, mark, None)
     }
 
+    /// As [`open`](Self::open), blind to [`SLOW_PROTOCOLS`] as well: those are for a [`SlowSocket`](super::slow::SlowSocket).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_except_slow(index: u32, mark: Option<u32>) -> io::Result<PacketSocket> {
+        PacketSocket::open_filtered(index, mark, Some(&EXCEPT_SLOW))
+    }
+
     fn open_filtered(index: u32, mark: Option<u32>, filter: Option<&[libc::sock_filter]>) -> io::Result<PacketSocket> {
         let flags = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // Protocol 0 receives nothing until the bind, so that no frame of another device slips in.
@@ -201,13 +235,7 @@ impl PacketSocket {
             set(raw, libc::SOL_SOCKET, libc::SO_MARK, &mark)?;
         }
         add_promiscuous(raw, index)?;
-        // SAFETY: all-zero bytes are a valid sockaddr_ll.
-        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        address.sll_family = libc::AF_PACKET as u16;
-        address.sll_ifindex = index.cast_signed();
-        address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-        // SAFETY: the kernel reads one sockaddr_ll.
-        checked(unsafe { libc::bind(raw, (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as u32) })?;
+        bind(raw, index)?;
         Ok(PacketSocket { fd, header })
     }
 

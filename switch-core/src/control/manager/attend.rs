@@ -57,6 +57,7 @@ impl Manager {
             self.lost_device(port)?;
         }
         self.follow_carriers()?;
+        self.announce_stations();
         for text in self.networks.as_ref().map(Networks::notices).unwrap_or_default() {
             self.notice(text);
         }

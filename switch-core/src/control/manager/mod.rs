@@ -10,6 +10,7 @@ use std::{
     time::Instant,
 };
 
+mod announce;
 mod attend;
 mod edits;
 mod networks;

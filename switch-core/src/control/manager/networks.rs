@@ -7,6 +7,7 @@ use crate::{
     control::{
         desired::{Desired, Origin, Owned},
         spec::{NetworkSpec, SpecError},
+        uplinks::uplink_name,
         wire::{Done, NetworkState, NetworkView},
     },
     fdb::Flush,
@@ -169,8 +170,7 @@ impl Manager {
             let spec = network.spec.clone();
             let observed = self.networks.as_ref().and_then(|n| n.observed(name)).unwrap_or_default();
             let port = self.reason(name).filter(|_| spec.has_host()).map(|reason| format!("its host port: {reason}"));
-            let uplink =
-                self.reason(&crate::control::desired::uplink_name(name)).map(|reason| format!("its uplink: {reason}"));
+            let uplink = uplink_name(&spec).and_then(|port| self.reason(&port).map(|why| format!("its uplink: {why}")));
             let active = self.desired.active.contains(name);
             let reason = port.or(uplink).or(observed.trouble).filter(|_| active);
             NetworkView {

@@ -85,6 +85,7 @@ impl Manager {
             device_mac: link.and_then(|l| l.mac),
             device_kind: link.and_then(|l| l.kind.clone()),
             multi_queue: link.is_some_and(|l| l.multi_queue),
+            bond: open.and_then(|o| o.control.bond()),
             fdb_entries: open.map_or(0, |o| self.switch.fdb().port_len(o.id)),
             bindings: open.map_or_else(Vec::new, |o| policy::bindings(&o.shared, self.switch.clock().now().nanos)),
             counters,

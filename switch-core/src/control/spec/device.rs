@@ -29,7 +29,7 @@ impl PortSpec {
             ));
         }
         match self.mode {
-            Some(mode) if mode.is_socket() => {
+            Some(mode) if mode.is_socket() || mode.is_bond() => {
                 wrong(format!("port \"{name}\": mode={}: use bridge, private, vepa or passthrough", mode.name()))
             }
             _ => Ok(()),

@@ -14,6 +14,8 @@ pub enum Kind {
     Tap,
     /// A netdev that exists already, over an AF_PACKET or AF_XDP socket.
     Packet,
+    /// Several netdevs that exist already, as one way out.
+    Bond,
     /// A macvtap that the switch makes on a netdev.
     Macvtap,
     /// A TUN device: IP packets, for which the switch is a neighbour in the domain.
@@ -31,6 +33,7 @@ impl Kind {
     pub const ALL: &'static [(&'static str, Kind)] = &[
         ("tap", Kind::Tap),
         ("packet", Kind::Packet),
+        ("bond", Kind::Bond),
         ("macvtap", Kind::Macvtap),
         ("tun", Kind::Tun),
         ("stream", Kind::Stream),
@@ -44,6 +47,7 @@ impl Kind {
         match self {
             Kind::Tap => &["device", "netns", "queues", "offload", "mtu", "mac", "owner", "group", "persist"],
             Kind::Packet => &["device", "netns", "engine", "queues", "offload", "guard"],
+            Kind::Bond => &["devices", "netns", "mode", "lacp", "lacp-rate", "mac", "offload", "guard"],
             Kind::Macvtap => &["device", "netns", "mode", "queues", "offload", "mtu", "mac"],
             Kind::Tun => &["device", "netns", "offload", "mtu", "mac", "address", "onlink", "gateway"],
             Kind::Stream => &["path", "address", "mode", "owner", "group", "perm"],
@@ -52,7 +56,7 @@ impl Kind {
         }
     }
 
-    /// Whether the port is a network device (and not a socket).
+    /// Whether the port is one network device (and not a socket, nor several devices).
     #[must_use]
     pub fn is_device(self) -> bool {
         self.keys().contains(&"device")
@@ -79,7 +83,7 @@ impl FromStr for Kind {
     }
 }
 
-/// Which side of a socket the switch is, or how a macvtap treats its siblings.
+/// Which side of a socket the switch is, how a macvtap treats its siblings, or how a bond shares frames among its members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
@@ -95,6 +99,15 @@ pub enum Mode {
     Bridge,
     /// A macvtap that has the device to itself.
     Passthrough,
+    /// A bond one member of which carries everything.
+    #[serde(rename = "active-backup")]
+    ActiveBackup,
+    /// A bond whose members share the flows.
+    #[serde(rename = "balance-xor")]
+    BalanceXor,
+    /// The same, as agreed on by LACP.
+    #[serde(rename = "802.3ad")]
+    Lacp,
 }
 
 impl Mode {
@@ -106,6 +119,9 @@ impl Mode {
         ("vepa", Mode::Vepa),
         ("bridge", Mode::Bridge),
         ("passthrough", Mode::Passthrough),
+        ("active-backup", Mode::ActiveBackup),
+        ("balance-xor", Mode::BalanceXor),
+        ("802.3ad", Mode::Lacp),
     ];
 
     /// Its name.
@@ -117,6 +133,11 @@ impl Mode {
     /// Whether it is a socket's.
     pub(super) const fn is_socket(self) -> bool {
         matches!(self, Mode::Server | Mode::Client)
+    }
+
+    /// Whether it is a bond's.
+    pub(super) const fn is_bond(self) -> bool {
+        matches!(self, Mode::ActiveBackup | Mode::BalanceXor | Mode::Lacp)
     }
 }
 

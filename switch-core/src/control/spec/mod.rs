@@ -4,6 +4,7 @@
 //! attachment. TOML and JSON use the same keys as fields.
 
 mod attachment;
+mod bond;
 mod device;
 mod domain;
 mod kind;
@@ -14,6 +15,8 @@ mod port;
 
 pub use crate::cidr::Cidr;
 pub use attachment::{AttachmentSpec, DressSpec, RoleSpec};
+use bond::check_devices as check_bond_devices;
+pub use bond::{LacpActivity, LacpRate};
 pub use domain::DomainSpec;
 pub use kind::{Engine, Kind, Mode};
 pub use labels::{Labels, MAX_LABELS};
@@ -111,6 +114,12 @@ mod tests {
         let written = serde_json::to_string(&port).expect("JSON");
         assert!(written.contains(r#""ip":"learn+10.0.0.5","flood":false,"rate_to":"1000:2000:512""#), "{written}");
         assert_eq!(serde_json::from_str::<PortSpec>(&written).expect("JSON"), port);
+        let port: PortSpec =
+            "b=bond,devices=eth0+eth1,mode=802.3ad,lacp-rate=slow,domain=red:tag=10".parse().expect("valid");
+        let written = serde_json::to_string(&port).expect("JSON");
+        let part = r#""devices":["eth0","eth1"],"lacp_rate":"slow""#;
+        assert!(written.contains(part) && written.contains(r#""mode":"802.3ad""#), "{written}");
+        assert_eq!(serde_json::from_str::<PortSpec>(&written).expect("JSON"), port);
         let domain: DomainSpec = "br0,host=on,mtu=9000,ageing=0".parse().expect("valid");
         assert_eq!((domain.host, domain.mtu, domain.ageing), (true, 9000, 0));
     }
@@ -119,7 +128,21 @@ mod tests {
     fn wrong_specs_name_the_mistake() {
         for (text, part) in [
             ("t0", "NAME=KIND"),
-            ("t0=bond", "known kinds"),
+            ("t0=team", "known kinds"),
+            ("b=bond", "devices=eth0+eth1"),
+            ("b=bond,devices=eth0+eth0", "twice"),
+            ("b=bond,devices=eth0+", "device name"),
+            ("b=bond,devices=eth0+eth1,mode=balance-alb", "802.3ad"),
+            ("b=bond,devices=eth0+eth1,mode=vepa", "802.3ad"),
+            ("b=bond,devices=eth0+eth1,lacp=passive", "mode=802.3ad"),
+            ("b=bond,devices=eth0+eth1,mode=802.3ad,lacp-rate=often", "fast"),
+            ("b=bond,devices=eth0+eth1,mac=02:00:00:00:00:01", "mode=802.3ad"),
+            ("b=bond,devices=eth0+eth1,mode=802.3ad,mac=01:00:00:00:00:01", "no unicast"),
+            ("b=bond,devices=eth0+eth1,queues=2", "queues= is not for bond"),
+            ("b=bond,device=eth0", "device= is not for bond"),
+            ("p=packet,devices=eth0+eth1", "devices= is not for packet"),
+            ("m=macvtap,device=eth0,mode=802.3ad", "passthrough"),
+            ("s=stream,path=/run/x,mode=802.3ad", "server"),
             ("t0=tap,domain=a:tag=5000", "1 to 4094"),
             ("t0=tap,domain=a:tpid=0x8100", "after tag"),
             ("t0=tap,domain=a,domain=a:tag=4", "twice"),

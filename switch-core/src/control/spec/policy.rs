@@ -1,6 +1,6 @@
 //! What a port is protected by and held to: the keys beside those of its device, which every kind has.
 
-use super::{PortSpec, SpecError, switch_value, wrong};
+use super::{Kind, PortSpec, SpecError, switch_value, wrong};
 use crate::{
     clean::{Clean, IpRule},
     mac::MacAddr,
@@ -52,10 +52,10 @@ impl PortSpec {
         Ok(())
     }
 
-    /// The one station behind the port, if it has been named: a TAP's own netdev is one.
+    /// The one station behind the port, if it has been named: a TAP's own netdev is one; a bond's address is nobody's.
     #[must_use]
     pub fn station(&self) -> Option<MacAddr> {
-        self.station.or(self.mac)
+        self.station.or(self.mac.filter(|_| self.kind != Kind::Bond))
     }
 
     /// The station, if its FDB entry is static because nothing is learned.

@@ -12,8 +12,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AttachmentSpec, DEFAULT_DOMAIN, Engine, Kind, Labels, MAX_MTU, MIN_MTU, Mode, SpecError, check_name, labels,
-    number, policy, switch_value, wrong,
+    AttachmentSpec, DEFAULT_DOMAIN, Engine, Kind, Labels, LacpActivity, LacpRate, MAX_MTU, MIN_MTU, Mode, SpecError,
+    bond, check_name, labels, number, policy, switch_value, wrong,
 };
 use crate::{
     clean::IpRule,
@@ -103,6 +103,15 @@ pub struct PortSpec {
     /// The device's name; the port's own unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
+    /// A bond's members.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
+    /// Who begins to speak LACP; the bond unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lacp: Option<LacpActivity>,
+    /// How often the bond's partner is asked to speak LACP; every second unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lacp_rate: Option<LacpRate>,
     /// The namespace that the device is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub netns: Option<String>,
@@ -118,7 +127,7 @@ pub struct PortSpec {
     /// MTU of the netdev.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
-    /// Address of the netdev.
+    /// Address of the netdev; of a bond as a system in LACP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddr>,
     /// User id that may attach to the TAP as well, or that owns the socket.
@@ -130,7 +139,7 @@ pub struct PortSpec {
     /// The device outlives the switch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persist: Option<bool>,
-    /// The host is held off a packet port's device; it is unless this says no.
+    /// The host is held off the devices of a packet port or a bond; it is unless this says no.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guard: Option<bool>,
     /// The Unix socket: ours in server mode, the other side's in client mode.
@@ -148,7 +157,7 @@ pub struct PortSpec {
     /// Where a tun port sends everything else: at most one of each family.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<IpAddr>,
-    /// Which side of the socket the switch is; how a macvtap treats its siblings.
+    /// Which side of the socket the switch is; how a macvtap treats its siblings; how a bond's members share frames.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
     /// Permission bits of the socket that the switch makes.
@@ -206,6 +215,9 @@ impl PortSpec {
             name: name.to_owned(),
             kind,
             device: None,
+            devices: Vec::new(),
+            lacp: None,
+            lacp_rate: None,
             netns: None,
             engine: None,
             queues: 1,
@@ -247,6 +259,9 @@ impl PortSpec {
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), SpecError> {
         match key {
             "device" => self.device = Some(value.to_owned()),
+            "devices" => self.devices = bond::devices(value),
+            "lacp" => self.lacp = Some(LacpActivity::read(key, value)?),
+            "lacp-rate" => self.lacp_rate = Some(LacpRate::read(key, value)?),
             "netns" => self.netns = Some(value.to_owned()),
             "engine" => self.engine = Some(value.parse()?),
             "queues" => self.queues = number(key, value)?,
@@ -274,6 +289,9 @@ impl PortSpec {
                     Some((_, mode)) => *mode,
                     None if self.kind == Kind::Macvtap => {
                         return wrong(format!("mode={value}: use bridge, private, vepa or passthrough"));
+                    }
+                    None if self.kind == Kind::Bond => {
+                        return wrong(format!("mode={value}: use active-backup, balance-xor or 802.3ad"));
                     }
                     None => {
                         return wrong(format!("mode={value}: use server (the switch listens) or client (it connects)"));
@@ -326,7 +344,9 @@ impl PortSpec {
                 "port \"{name}\": \"{device}\" cannot be a device name (1 to {MAX_DEVICE_NAME} characters); give the device its own name with device="
             ));
         }
-        if self.kind.is_device() {
+        if self.kind == Kind::Bond {
+            self.check_bond()?;
+        } else if self.kind.is_device() {
             self.check_device()?;
         } else {
             self.check_socket()?;
@@ -361,7 +381,7 @@ impl PortSpec {
         }
         let one_place = match self.kind {
             Kind::Stream | Kind::Dgram => Some(self.path.is_some() != self.address.is_some()),
-            Kind::Tap | Kind::Packet | Kind::Macvtap | Kind::Tun | Kind::VhostUser => None,
+            Kind::Tap | Kind::Packet | Kind::Bond | Kind::Macvtap | Kind::Tun | Kind::VhostUser => None,
         };
         if one_place == Some(false) {
             let kind = self.kind.name();
@@ -408,6 +428,9 @@ impl PortSpec {
     fn given(&self) -> Vec<&'static str> {
         [
             ("device", self.device.is_some()),
+            ("devices", !self.devices.is_empty()),
+            ("lacp", self.lacp.is_some()),
+            ("lacp-rate", self.lacp_rate.is_some()),
             ("netns", self.netns.is_some()),
             ("engine", self.engine.is_some()),
             ("queues", self.queues != 1),

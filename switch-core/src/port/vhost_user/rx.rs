@@ -19,7 +19,11 @@ use super::{
 };
 use crate::{
     batch::{Batch, MAX_FRAME_BYTES},
-    frame::offload::{Gso, Offload, VNET_HDR_BYTES},
+    frame::{
+        offload::{Gso, Offload, VNET_HDR_BYTES},
+        rarp,
+    },
+    mac::MacAddr,
     port::{Armed, PortRx, RxStatus},
     sys::{
         buf::Piece,
@@ -115,16 +119,10 @@ impl PortRx for VhostRx {
     }
 }
 
-/// Puts the frame into the batch with which a VM that has moved is announced: what QEMU sends by itself where it can, a
-/// reverse ARP request of the VM for its own address, in the shortest frame.
+/// Puts the frame into the batch with which a VM that has moved is announced.
 fn announce(batch: &mut Batch, station: u64) {
     let Some(mac) = announced(station) else { return };
-    let mut frame = [0; 60];
-    frame[..6].fill(0xff);
-    frame[12..22].copy_from_slice(&[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
-    for at in [6, 22, 32] {
-        frame[at..at + 6].copy_from_slice(&mac);
-    }
+    let frame = rarp::announcement(MacAddr(mac));
     let (slot, _) = batch.receive_buffers();
     slot[VNET_HDR_BYTES..VNET_HDR_BYTES + frame.len()].copy_from_slice(&frame);
     batch.push_received(frame.len()).offload = Offload::NONE;

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{AddressRange, Cidr, DhcpSpec, ForwardMode, IpSpec, NetworkSpec, PortGroup, RaMode, VlanSpec};
+use super::{AddressRange, Cidr, DhcpSpec, ForwardMode, IpSpec, NetworkSpec, PortGroup, RaMode, UplinkSpec, VlanSpec};
 use crate::{
     control::spec::{MAX_MTU, MIN_MTU, SpecError, check_name, wrong},
     port::tap::MAX_NAME as MAX_DEVICE_NAME,
@@ -78,11 +78,16 @@ impl NetworkSpec {
         if !forward.port_forwards.is_empty() && !self.by_host() {
             return wrong("forward.port_forwards are for modes \"nat\", \"routed\" and \"open\"");
         }
-        if mode == ForwardMode::Bridge && forward.dev.is_some() == forward.domain.is_some() {
+        let ways = [forward.dev.is_some(), forward.uplink.is_some(), forward.domain.is_some()];
+        if mode == ForwardMode::Bridge && ways.into_iter().filter(|given| *given).count() != 1 {
             return wrong(
-                "forward mode \"bridge\" needs either dev (a device to be the uplink) or domain (one that exists)",
+                "forward mode \"bridge\" needs one of dev (a device to be the uplink), uplink (a device or a bond, and a VLAN on it) and domain (one that exists)",
             );
         }
+        if mode != ForwardMode::Bridge && forward.uplink.is_some() {
+            return wrong("forward.uplink is for mode \"bridge\"");
+        }
+        forward.uplink.iter().try_for_each(UplinkSpec::check)?;
         if mode != ForwardMode::Bridge && forward.domain.is_some() {
             return wrong("forward.domain is for mode \"bridge\"");
         }

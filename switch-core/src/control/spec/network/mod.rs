@@ -8,6 +8,7 @@ mod check;
 mod services;
 #[cfg(test)]
 mod tests;
+mod uplink;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -16,6 +17,8 @@ use serde::{Deserialize, Serialize};
 pub use services::{
     DhcpHost, DhcpRange, DhcpSpec, DnsForwarder, DnsHost, DnsSpec, DnsSrv, DnsTxt, IpSpec, NameSpec, RaMode, RouteSpec,
 };
+
+pub use uplink::{BondSpec, UplinkSpec};
 
 use crate::cidr::Cidr;
 use crate::mac::MacAddr;
@@ -151,6 +154,9 @@ pub struct ForwardSpec {
     /// Several of them: NICs to choose from (`macvtap`, `hostdev`: `<interface dev>`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<String>,
+    /// `bridge`: the device or bond, and the VLAN on it, that is the port; other networks may have other VLANs on it. Ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uplink: Option<UplinkSpec>,
     /// `bridge`: the domain that exists already.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
