@@ -71,3 +71,25 @@ fn dressed(station: MacAddr, dress: DressSpec) -> Vec<u8> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_announcement_has_the_tag_of_its_domain() {
+        let station = MacAddr([2, 0, 0, 0, 0, 7]);
+        let plain = dressed(station, DressSpec::Untagged);
+        assert_eq!((plain.len(), &plain[6..14]), (60, &[2, 0, 0, 0, 0, 7, 0x80, 0x35][..]));
+        let tagged = dressed(station, DressSpec::Tag { vid: 42, tpid: 0x88a8 });
+        assert_eq!(tagged[12..18], [0x88, 0xa8, 0, 42, 0x80, 0x35]);
+        assert_eq!([&tagged[..12], &tagged[16..]].concat(), plain);
+    }
+
+    #[test]
+    fn who_may_not_be_heard_is_not_announced() {
+        let community = |name: &str| RoleSpec::Community(name.to_owned());
+        assert!(reaches(&RoleSpec::Isolated, &RoleSpec::Promiscuous) && reaches(&community("a"), &community("a")));
+        assert!(!reaches(&RoleSpec::Isolated, &RoleSpec::Isolated) && !reaches(&community("a"), &community("b")));
+    }
+}
