@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::bail;
-use switch_core::hostdev::{Pool, discover};
+use switch_core::hostdev::{Pool, Wish, discover};
 use vswitch_benches::netns::unique;
 use vswitch_tests::binary;
 
@@ -272,7 +272,7 @@ fn no_function_is_given_away_twice_however_many_ask_at_once() {
             let (sysfs, state) = (host.sysfs(), host.state());
             scope.spawn(move || {
                 let mut pool = Pool::lock(&sysfs, &state).expect("locked");
-                pool.allocate(&format!("vm{n}"), "eth0", None, None).ok().map(|a| a.index)
+                pool.allocate(&Wish { name: format!("vm{n}"), ..Wish::default() }, "eth0").ok().map(|a| a.index)
             })
         };
         let all: Vec<_> = (0..8).map(ask).collect();

@@ -244,6 +244,9 @@ pub struct Run {
     /// Where desired state is kept across restarts.
     #[arg(long, default_value = "/var/lib/vswitch", value_name = "DIRECTORY")]
     pub state: PathBuf,
+    /// Where sysfs is: networks take virtual functions of NICs from there.
+    #[arg(long, default_value = switch_core::switch::SYSFS, value_name = "DIRECTORY")]
+    pub sysfs: PathBuf,
 }
 
 /// `vswitch qemu-args`.
@@ -340,6 +343,7 @@ pub enum Port {
   vswitch port add vm1=tap
   vswitch port add t0=tap,netns=blue,queues=2,offload=off,domain=red:tag=10
   vswitch port add vtap0=macvtap,device=eth0,mode=bridge,mac=52:54:00:12:34:56
+  vswitch port add vm1=vhost-user,path=/run/vm1.sock,network=lab,portgroup=slow
   vswitch port add l3=tun,address=10.0.0.5,gateway=10.0.0.1,onlink=10.0.0.0/24")]
     Add {
         /// NAME=KIND[,key=value]...
@@ -358,7 +362,7 @@ pub enum Port {
         #[arg(long)]
         json: bool,
     },
-    /// Change settings of a port: link=up|down hairpin=on|off clean=on|off ip=… rate-to=… mtu=…
+    /// Change settings of a port: link=up|down hairpin=on|off clean=on|off ip=… rate-to=… mtu=… network=NAME|none portgroup=…
     Set {
         /// Its name.
         name: String,
@@ -434,7 +438,21 @@ pub enum Network {
 A network of libvirt's:
   virsh net-dumpxml default | vswitch network define -
 
-Modes: isolated (default), nat, routed, open, bridge (with dev or domain).")]
+Settings by name, of a network on a bridge that vswitch ovs-vsctl made, and a port that takes them:
+  vswitch network define - <<'END'
+  name = \"office\"
+  forward = { mode = \"openvswitch\" }
+  bridge = { name = \"ovsbr0\" }
+  [[portgroup]]
+  name = \"guests\"
+  vlan = { tags = [{ id = 42 }] }
+  bandwidth = { inbound = { average = 1000 }, outbound = { average = 500 } }
+  END
+  vswitch network start office
+  vswitch port add vm1=vhost-user,path=/run/vm1.sock,network=office,portgroup=guests
+
+Modes: isolated (default), nat, routed, open, bridge (with dev or domain), openvswitch (with bridge.name),
+macvtap (with interfaces or pf), hostdev (with pf or addresses; see: vswitch hostdev allocate --help).")]
     Define {
         /// What virsh net-dumpxml prints, or a TOML file with a network or several as [[network]]; - for standard input.
         file: PathBuf,

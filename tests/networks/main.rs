@@ -3,5 +3,7 @@
 
 mod host;
 mod lab;
+mod members;
 mod modes;
+mod pools;
 mod services;

@@ -337,6 +337,7 @@ mod tests {
     fn view(spec: PortSpec, origin: Origin) -> PortView {
         PortView {
             spec,
+            effective: None,
             origin: Some(origin),
             state: switch_core::control::wire::PortState::Up,
             reason: None,

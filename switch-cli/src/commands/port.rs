@@ -1,7 +1,10 @@
 //! `vswitch port`.
 
 use anyhow::bail;
-use switch_core::control::wire::{Add, Done, PortChange, PortState, PortView};
+use switch_core::control::{
+    spec::PortSpec,
+    wire::{Add, Done, PortChange, PortState, PortView},
+};
 
 use super::{print_json, print_table, report};
 use crate::{args::Port, client::Client};
@@ -28,6 +31,23 @@ pub fn port(client: &Client, command: Port) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The port as it is, with what its network gives to it.
+fn effective(port: &PortView) -> &PortSpec {
+    port.effective.as_deref().unwrap_or(&port.spec)
+}
+
+/// What a member of a network has by it, and rates, which any port may have.
+fn settings(port: &PortView) -> Vec<(&'static str, String)> {
+    let spec = effective(port);
+    let mut all = Vec::new();
+    all.extend(spec.network.iter().map(|network| ("network", network.clone())));
+    all.extend(spec.portgroup.iter().map(|group| ("portgroup", group.clone())));
+    all.extend(spec.pinned().map(|mac| ("pinned", mac.to_string())));
+    all.extend(spec.rate_to.map(|rate| ("rate-to", rate.to_string())));
+    all.extend(spec.rate_from.map(|rate| ("rate-from", rate.to_string())));
+    all
+}
+
 fn show(client: &Client, name: Option<&str>, json: bool) -> anyhow::Result<()> {
     let mut ports: Vec<PortView> = client.get(BASE)?;
     if let Some(name) = name {
@@ -52,7 +72,7 @@ fn show(client: &Client, name: Option<&str>, json: bool) -> anyhow::Result<()> {
                     PortState::Waiting => "waiting",
                 }
                 .to_owned(),
-                p.spec.domains.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+                effective(p).domains.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
                 count(p, "rx_frames"),
                 count(p, "tx_frames"),
                 p.drops.values().sum::<u64>().to_string(),
@@ -64,6 +84,7 @@ fn show(client: &Client, name: Option<&str>, json: bool) -> anyhow::Result<()> {
         for p in &ports {
             println!();
             p.reason.iter().for_each(|reason| println!("waiting: {reason}"));
+            settings(p).iter().for_each(|(what, value)| println!("{what:<24}{value}"));
             p.counters.iter().filter(|(_, n)| **n > 0).for_each(|(key, n)| println!("{key:<24}{n}"));
             p.drops.iter().for_each(|(key, n)| println!("dropped {key:<16}{n}"));
             for b in &p.bindings {

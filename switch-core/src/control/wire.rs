@@ -7,12 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::{
     desired::Origin,
     plan::Step,
-    spec::{DomainSpec, NetworkSpec, PortSpec},
+    spec::{AttachmentSpec, DomainSpec, NetworkSpec, PortSpec},
 };
 use crate::{
     fdb::Kind,
     mac::MacAddr,
     network::{Blocker, Lease},
+    rate::Rate,
     stages::{STAGES, Sums},
 };
 
@@ -33,6 +34,9 @@ pub enum PortState {
 pub struct PortView {
     /// What was asked for.
     pub spec: PortSpec,
+    /// What is so, where it is something else: what its network gives to the port, and takes from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effective: Option<Box<PortSpec>>,
     /// Who asked; `None` for a domain's host port.
     pub origin: Option<Origin>,
     /// Whether it works.
@@ -284,6 +288,39 @@ pub enum NetworkState {
     Stopped,
 }
 
+/// A port that joins a network by its name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MemberView {
+    /// The port.
+    pub port: String,
+    /// Its portgroup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub portgroup: Option<String>,
+    /// The device that its macvtap is made on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Its attachments.
+    pub domains: Vec<AttachmentSpec>,
+    /// What may be sent to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_to: Option<Rate>,
+    /// What is read from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_from: Option<Rate>,
+    /// The address that alone is known behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<MacAddr>,
+}
+
+/// A device of a network's pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolView {
+    /// Its name, or a function's address.
+    pub device: String,
+    /// Who has it.
+    pub members: Vec<String>,
+}
+
 /// A network, wanted and observed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NetworkView {
@@ -308,6 +345,12 @@ pub struct NetworkView {
     /// Addresses that guests have.
     #[serde(default)]
     pub leases: Vec<Lease>,
+    /// Ports that join by its name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<MemberView>,
+    /// Devices that guests are given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pool: Vec<PoolView>,
 }
 
 /// `POST /v1/networks/{name}/start`.

@@ -6,16 +6,19 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    path::PathBuf,
     sync::Arc,
     time::Instant,
 };
 
 mod attend;
 mod edits;
+mod functions;
 mod networks;
 mod policy;
 mod views;
 
+use self::functions::functions;
 use super::{
     desired::Desired,
     drivers::Drivers,
@@ -97,6 +100,8 @@ pub struct Manager {
     switch: Switch,
     settings: Settings,
     journal: Option<Journal>,
+    /// The state directory.
+    state: Option<PathBuf>,
     drivers: Drivers,
     news: Arc<tokio::sync::Notify>,
     desired: Desired,
@@ -134,6 +139,7 @@ impl Manager {
             switch,
             settings,
             journal: None,
+            state: journal.as_ref().map(|journal| journal.directory().to_owned()),
             drivers: Drivers { links: Links::new(notifier.clone()), guards, notifier },
             news,
             desired: Desired::default(),
@@ -146,7 +152,11 @@ impl Manager {
             notice_number: 0,
             started: Instant::now(),
         };
+        let places = desired.places.clone();
         manager.change(desired)?;
+        if let Some(journal) = journal.as_ref().filter(|_| manager.desired.places != places) {
+            journal.save(&manager.desired).map_err(ManagerError::Journal)?;
+        }
         manager.journal = journal;
         Ok(manager)
     }
@@ -155,6 +165,14 @@ impl Manager {
     #[must_use]
     pub fn desired(&self) -> &Desired {
         &self.desired
+    }
+
+    /// Gives members of networks their devices; what [`change`](Self::change) does first.
+    ///
+    /// # Errors
+    /// A network has none left; nothing has changed.
+    pub fn settle(&self, desired: &mut Desired) -> Result<(), SpecError> {
+        desired.settle(|network, pf| functions(&self.settings.sysfs, self.state.as_deref(), network, pf))
     }
 
     /// How the switch was started.
@@ -173,8 +191,9 @@ impl Manager {
     ///
     /// # Errors
     /// The state contradicts itself or cannot be journalled: nothing has changed. Or the switch failed.
-    pub fn change(&mut self, desired: Desired) -> Result<Done, ManagerError> {
+    pub fn change(&mut self, mut desired: Desired) -> Result<Done, ManagerError> {
         desired.check()?;
+        self.settle(&mut desired)?;
         self.check_equipment(&desired)?;
         let steps = plan(&self.desired, &desired);
         if desired.effective_ports().len() > MAX_PORTS {
