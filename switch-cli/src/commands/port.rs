@@ -1,10 +1,7 @@
 //! `vswitch port`.
 
 use anyhow::bail;
-use switch_core::control::{
-    spec::PortSpec,
-    wire::{Add, Done, PortChange, PortState, PortView},
-};
+use switch_core::control::wire::{Add, Done, PortChange, PortState, PortView};
 
 use super::{print_json, print_table, report};
 use crate::{args::Port, client::Client};
@@ -31,14 +28,9 @@ pub fn port(client: &Client, command: Port) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The port as it is, with what its network gives to it.
-fn effective(port: &PortView) -> &PortSpec {
-    port.effective.as_deref().unwrap_or(&port.spec)
-}
-
 /// What a member of a network has by it, and rates, which any port may have.
 fn settings(port: &PortView) -> Vec<(&'static str, String)> {
-    let spec = effective(port);
+    let spec = port.effective();
     let mut all = Vec::new();
     all.extend(spec.network.iter().map(|network| ("network", network.clone())));
     all.extend(spec.portgroup.iter().map(|group| ("portgroup", group.clone())));
@@ -72,7 +64,7 @@ fn show(client: &Client, name: Option<&str>, json: bool) -> anyhow::Result<()> {
                     PortState::Waiting => "waiting",
                 }
                 .to_owned(),
-                effective(p).domains.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+                p.effective().domains.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
                 count(p, "rx_frames"),
                 count(p, "tx_frames"),
                 p.drops.values().sum::<u64>().to_string(),

@@ -2,7 +2,7 @@
 //!
 //! Everything here is worked out anew from what was asked for, so that a changed network changes its members, and undefining it leaves nothing behind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     desired::{Desired, FdbSpec},
@@ -162,8 +162,8 @@ fn tagged(base: &str, vid: u16) -> AttachmentSpec {
 }
 
 /// A trunk of a bridge, as `vswitch ovs-vsctl` made it, carries VLANs that a network names as well.
-fn carry(port: &mut PortSpec, bridge: &str, vids: &std::collections::BTreeSet<u16>) {
-    if !port.labels.get(ovs::BRIDGE).is_some_and(|b| b == bridge) {
+fn carry(port: &mut PortSpec, bridge: &str, vids: &BTreeSet<u16>) {
+    if port.labels.get(ovs::BRIDGE).is_none_or(|b| b != bridge) {
         return;
     }
     let vlans = ovs::Vlans::of(port);

@@ -58,9 +58,9 @@ impl Desired {
             ForwardMode::Macvtap if port.kind == Kind::Macvtap => wrong(format!(
                 "it is a macvtap already; network \"{name}\" makes one for each port that joins: use the guest's port, for example vm1=vhost-user,path=/run/vm1.sock,network={name}"
             )),
-            ForwardMode::Macvtap if port.station().is_none() && !exclusive(network) => wrong(format!(
-                "a macvtap hears the address of one guest only (but with forward.macvtap = \"passthrough\"), so it must be known: station=52:54:00:12:34:56"
-            )),
+            ForwardMode::Macvtap if port.station().is_none() && !exclusive(network) => wrong(
+                "a macvtap hears the address of one guest only (but with forward.macvtap = \"passthrough\"), so it must be known: station=52:54:00:12:34:56".to_owned()
+            ),
             ForwardMode::Macvtap if self.ports.contains_key(&wire_name(&port.name)) => {
                 let wire = wire_name(&port.name);
                 wrong(format!(

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::spec::PortSpec;
+use super::spec::{DressSpec, PortSpec};
 
 /// At a port: the bridge it was added to.
 pub const BRIDGE: &str = "ovs.bridge";
@@ -15,7 +15,7 @@ pub struct Vlans {
     pub tag: Option<u16>,
     /// VLANs of a trunk; empty: all.
     pub trunks: BTreeSet<u16>,
-    /// `access`, `trunk` or `native-untagged`.
+    /// `access`, `trunk`, `native-untagged` or `native-tagged`.
     pub mode: Option<String>,
 }
 
@@ -48,7 +48,7 @@ impl Vlans {
         }
     }
 
-    /// The VLAN without a tag on the wire (0 is the bridge's own, `None` if there is none), and whether there are tagged ones.
+    /// The VLAN that untagged frames are of (0 is the bridge's own, `None` if there is none), and whether there are tagged ones.
     ///
     /// # Errors
     /// The columns contradict each other.
@@ -59,10 +59,18 @@ impl Vlans {
             // Without trunks it is a trunk of all VLANs, the one without a tag among them.
             (None | Some("trunk"), _) => Ok(((self.trunks.is_empty() || self.trunks.contains(&0)).then_some(0), true)),
             (Some("native-untagged"), tag) => Ok((Some(tag.unwrap_or(0)), true)),
-            (Some("native-tagged"), _) => Err(
-                "vlan_mode=native-tagged: a port of this switch cannot take untagged frames for a VLAN that it sends with a tag; use native-untagged, or trunk",
-            ),
-            _ => Err("vlan_mode: use access, trunk or native-untagged"),
+            (Some("native-tagged"), Some(tag)) if tag != 0 => Ok((Some(tag), true)),
+            (Some("native-tagged"), _) => Err("vlan_mode=native-tagged: it needs tag=VLAN, the one that has its tag"),
+            _ => Err("vlan_mode: use access, trunk, native-untagged or native-tagged"),
+        }
+    }
+
+    /// How frames of the VLAN of untagged frames look when they leave.
+    #[must_use]
+    pub fn native_dress(&self, vid: u16) -> DressSpec {
+        match self.mode.as_deref() {
+            Some("native-tagged") => DressSpec::Native { vid, tpid: 0x8100 },
+            _ => DressSpec::Untagged,
         }
     }
 

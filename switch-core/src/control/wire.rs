@@ -64,6 +64,14 @@ pub struct PortView {
     pub drops: BTreeMap<String, u64>,
 }
 
+impl PortView {
+    /// The port as it is.
+    #[must_use]
+    pub fn effective(&self) -> &PortSpec {
+        self.effective.as_deref().unwrap_or(&self.spec)
+    }
+}
+
 /// An address that the station of a clean port has obtained.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BindingView {

@@ -97,7 +97,9 @@ impl Model {
         if let Some(bridge) = port.labels.get(BRIDGE) {
             return Some(bridge.clone());
         }
-        let domain = &port.domains.first()?.domain;
+        // One that joins a network by its name is where that puts it.
+        let given = || self.views.get(&port.name)?.effective().domains.first();
+        let domain = &port.domains.first().or_else(given)?.domain;
         Some(self.vlan_of(domain).unwrap_or(domain).to_owned())
     }
 
@@ -148,7 +150,7 @@ impl Model {
             let vlans = Vlans::of(port);
             let (untagged, trunk) = vlans.wire().or_else(|e| fail(format!("port {}: {e}", port.name)))?;
             let mut wanted: Vec<(String, DressSpec)> =
-                untagged.map(|vid| (domain_of(bridge, vid), DressSpec::Untagged)).into_iter().collect();
+                untagged.map(|vid| (domain_of(bridge, vid), vlans.native_dress(vid))).into_iter().collect();
             if trunk {
                 let on_wire =
                     |vid: &u16| Some(*vid) != untagged && (vlans.trunks.is_empty() || vlans.trunks.contains(vid));
