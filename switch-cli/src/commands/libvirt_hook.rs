@@ -266,6 +266,10 @@ fn port(
             key => spec.set(key, value)?,
         }
     }
+    if spec.network.is_some() {
+        // Whether the network needs to know the guest's address, it says; here it is known.
+        spec.station = spec.station.or(mac_of(interface));
+    }
     Ok(Some(spec))
 }
 
@@ -318,6 +322,14 @@ mod tests {
         assert_eq!(names, ["vm1", "other", "tap3"]);
         assert_eq!((all[1].mode, all[1].domains[0].to_string()), (Some(Mode::Client), "blue:isolated".to_owned()));
         assert_eq!((all[2].kind, all[2].guard, all[2].domains.len()), (Kind::Packet, Some(false), 2));
+    }
+
+    #[test]
+    fn a_port_that_joins_a_network_says_whose_it_is() {
+        let wished = "<v:port mac='52:54:00:00:00:01' network='lab' portgroup='slow'/>";
+        let port = ports(&wishes(wished)).expect("understood").remove(0);
+        assert_eq!((port.network.as_deref(), port.portgroup.as_deref()), (Some("lab"), Some("slow")));
+        assert_eq!((port.station, port.domains.len()), (Some(MacAddr([0x52, 0x54, 0, 0, 0, 1])), 0));
     }
 
     #[test]

@@ -101,3 +101,59 @@ fn exhausted(network: &NetworkSpec, port: &str, pool: &[String], takers: &Takers
         network.name
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::{desired::Origin, desired::Owned, spec::PortSpec};
+
+    fn define(desired: &mut Desired, mode: &str, pool: &str) {
+        let text = format!("name = \"n\"\nforward = {{ mode = \"macvtap\", macvtap = \"{mode}\", {pool} }}");
+        let spec: NetworkSpec = toml::from_str(&text).expect("understood");
+        desired.networks.insert("n".into(), Owned { spec, origin: Origin::Cli });
+    }
+
+    fn join(desired: &mut Desired, name: &str) {
+        let spec: PortSpec = format!("{name}=tap,network=n").parse().expect("valid");
+        desired.ports.insert(name.into(), Owned { spec, origin: Origin::Cli });
+    }
+
+    /// Settles with two virtual functions, and says who has what.
+    fn settled(desired: &mut Desired) -> Result<String, String> {
+        let functions = |_: &NetworkSpec, _: &str| Ok(vec!["v0".to_owned(), "v1".to_owned()]);
+        desired.settle(functions).map_err(|e| e.to_string())?;
+        let places: Vec<String> =
+            desired.places.iter().map(|(port, place)| format!("{port}:{}", place.device)).collect();
+        Ok(places.join(" "))
+    }
+
+    #[test]
+    fn who_has_a_device_keeps_it_while_the_network_has_it_and_nobody_else_may() {
+        let mut desired = Desired::default();
+        define(&mut desired, "bridge", "interfaces = [\"d0\"]");
+        for port in ["m", "x"] {
+            join(&mut desired, port);
+        }
+        assert_eq!(settled(&mut desired).as_deref(), Ok("m:d0 x:d0"));
+        // A new device goes to new members, whose names come first; those who have one stay.
+        define(&mut desired, "bridge", "interfaces = [\"d0\", \"d1\"]");
+        join(&mut desired, "a");
+        assert_eq!(settled(&mut desired).as_deref(), Ok("a:d1 m:d0 x:d0"));
+        // Alone on a device: the first of two keeps it.
+        define(&mut desired, "passthrough", "interfaces = [\"d0\", \"d1\", \"d2\"]");
+        assert_eq!(settled(&mut desired).as_deref(), Ok("a:d1 m:d0 x:d2"));
+        let before = desired.places.clone();
+        define(&mut desired, "passthrough", "interfaces = [\"d0\", \"d1\"]");
+        let error = settled(&mut desired).expect_err("too few");
+        assert!(error.contains("port \"x\": network \"n\" has no device left (taken: d0 by m; d1 by a)"), "{error}");
+        assert_eq!(desired.places, before);
+        // Virtual functions are kept though they are not there just now.
+        desired.ports.remove("x");
+        define(&mut desired, "passthrough", "pf = \"p\"");
+        assert_eq!(settled(&mut desired).as_deref(), Ok("a:d1 m:d0"));
+        join(&mut desired, "z");
+        assert_eq!(settled(&mut desired).as_deref(), Ok("a:d1 m:d0 z:v0"));
+        desired.ports.clear();
+        assert_eq!(settled(&mut desired).as_deref(), Ok(""));
+    }
+}

@@ -78,6 +78,14 @@ fn modes_are_told_apart_by_what_they_have() {
     );
     assert_eq!(of("macvtap-pool").interfaces, ["eth10", "eth11"]);
     assert_eq!(of("macvtap-pf").pf.as_deref(), Some("eth3"));
+    // What the NIC has while the network is active is no setting.
+    let active = recorded("hostdev-pf")
+        .replace("<pf dev", "<address type='pci' domain='0x0000' bus='0x04' slot='0x10' function='0x1'/><pf dev");
+    assert_eq!(understood(&active).forward, of("hostdev-pf"));
+    let active = recorded("macvtap-pf")
+        .replace("<forward mode", "<forward dev='v0' mode")
+        .replace("<pf dev", "<interface dev='v0' connections='1'/><interface dev='v1'/><pf dev");
+    assert_eq!(understood(&active).forward, of("macvtap-pf"));
     assert_eq!(of("hostdev").addresses, ["0000:04:00.1", "0000:04:00.2"]);
     assert_eq!(of("ovs").mode, ForwardMode::Openvswitch);
 }

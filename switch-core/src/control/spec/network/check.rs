@@ -91,6 +91,14 @@ impl NetworkSpec {
         if mode == ForwardMode::Openvswitch && self.bridge.name.is_none() {
             return wrong("forward mode \"openvswitch\" needs bridge.name: the bridge that exists");
         }
+        if mode == ForwardMode::Openvswitch
+            && let Some(device) = self.pool().next()
+        {
+            let bridge = self.device();
+            return wrong(format!(
+                "forward mode \"openvswitch\" has the devices of its bridge; plug \"{device}\" in there: vswitch ovs-vsctl add-port {bridge} {device}"
+            ));
+        }
         self.check_pool()?;
         if !self.has_host() && (!self.ip.is_empty() || !self.route.is_empty()) {
             return wrong(format!("ip and route are not for forward mode {mode:?}: others have the gateway"));

@@ -27,10 +27,22 @@ impl NetworkSpec {
                 "domain.register: systemd-resolved is not spoken to; leave it out, and when the network is up use: resolvectl dns {device} GATEWAY && resolvectl domain {device} '~DOMAIN'"
             ));
         }
+        if self.mtu.is_some() && !self.has_domain() {
+            match (self.forward.mode, self.base()) {
+                (ForwardMode::Macvtap, _) => {}
+                (_, Some(base)) => {
+                    return wrong(format!(
+                        "mtu: domain \"{base}\" is not this network's own; set it there: vswitch domain set {base} mtu={}",
+                        self.mtu.unwrap_or_default()
+                    ));
+                }
+                _ => return wrong("mtu: no frame of a PCI device passes here; leave it out, and set it at the NIC"),
+            }
+        }
         self.supported_bandwidth()?;
         self.supported_settings(self.vlan.as_ref(), self.virtual_port.as_ref(), self.port_isolated)?;
         self.supported_pinning("bridge.mac_table_manager", self.bridge.mac_table_manager)?;
-        self.supported_filters("trust_guest_rx_filters", self.trust_guest_rx_filters)?;
+        self.supported_filters(self.trust_guest_rx_filters, self.bridge.mac_table_manager)?;
         self.portgroup.iter().try_for_each(|group| {
             self.supported_group(group).map_err(|e| SpecError(format!("portgroup \"{}\": {e}", group.name)))
         })
@@ -47,7 +59,8 @@ impl NetworkSpec {
         }
         self.supported_settings(group.vlan.as_ref(), group.virtual_port.as_ref(), group.port_isolated)?;
         self.supported_pinning("mac_table_manager", group.mac_table_manager)?;
-        self.supported_filters("trust_guest_rx_filters", group.trust_guest_rx_filters)
+        let manager = group.mac_table_manager.or(self.bridge.mac_table_manager);
+        self.supported_filters(group.trust_guest_rx_filters.or(self.trust_guest_rx_filters), manager)
     }
 
     fn supported_bandwidth(&self) -> Result<(), SpecError> {
@@ -127,17 +140,20 @@ impl NetworkSpec {
         Ok(())
     }
 
-    fn supported_filters(&self, what: &str, trust: Option<bool>) -> Result<(), SpecError> {
+    fn supported_filters(&self, trust: Option<bool>, manager: Option<MacTableManager>) -> Result<(), SpecError> {
         if trust != Some(true) {
             return Ok(());
         }
         match self.forward.mode {
-            ForwardMode::Macvtap if self.forward.macvtap != Some(MacvtapMode::Passthrough) => wrong(format!(
-                "{what}: a macvtap hears its own address only, whatever the guest takes; use forward.macvtap = \"passthrough\", or leave it out"
-            )),
-            ForwardMode::Hostdev => wrong(format!(
-                "{what}: the NIC decides what a virtual function hears; use: ip link set PF vf N trust on, and leave it out"
-            )),
+            ForwardMode::Macvtap if self.forward.macvtap != Some(MacvtapMode::Passthrough) => wrong(
+                "trust_guest_rx_filters: a macvtap hears its own address only, whatever the guest takes; use forward.macvtap = \"passthrough\", or leave it out",
+            ),
+            ForwardMode::Hostdev => wrong(
+                "trust_guest_rx_filters: the NIC decides what a virtual function hears; use: ip link set PF vf N trust on, and leave it out",
+            ),
+            _ if manager == Some(MacTableManager::Libvirt) => wrong(
+                "trust_guest_rx_filters: nothing but the guest's one address is known (mac_table_manager = \"libvirt\"); leave one of them out",
+            ),
             _ => Ok(()),
         }
     }

@@ -95,6 +95,10 @@ fn mistakes_are_named() {
     for (text, part) in [
         ("name = \"n\"\nforward = { mode = \"bridge\" }", "dev"),
         ("name = \"n\"\nforward = { mode = \"openvswitch\" }", "bridge.name"),
+        (
+            "name = \"n\"\nforward = { mode = \"openvswitch\", dev = \"eth1\" }\nbridge = { name = \"b\" }",
+            "ovs-vsctl add-port b eth1",
+        ),
         ("name = \"n\"\nforward = { mode = \"macvtap\" }", "interfaces"),
         ("name = \"n\"\nforward = { mode = \"macvtap\", pf = \"eth0\" }", "passthrough"),
         ("name = \"n\"\nforward = { mode = \"macvtap\", interfaces = [\"a\", \"a\"] }", "there twice"),
@@ -142,6 +146,13 @@ fn what_cannot_be_done_is_said_with_what_to_do_instead() {
         ("openvswitch", "bandwidth = { inbound = { average = 9 } }".into(), "vswitch domain set ovsbr rate="),
         ("macvtap", "bandwidth = { inbound = { average = 9 } }".into(), "give it to a portgroup"),
         ("hostdev", group("bandwidth = { inbound = { average = 9 } }"), "max_tx_rate"),
+        ("openvswitch", "mtu = 1400".into(), "vswitch domain set ovsbr mtu=1400"),
+        ("hostdev", "mtu = 1400".into(), "at the NIC"),
+        (
+            "openvswitch",
+            "trust_guest_rx_filters = true\n".to_owned() + &group("mac_table_manager = \"libvirt\""),
+            "leave one of them out",
+        ),
         ("isolated", "bridge.zone = \"lab\"".into(), "firewall-cmd --zone=lab"),
         ("isolated", "domain = { name = \"lab\", register = true }".into(), "resolvectl"),
         ("isolated", vlan.to_owned(), "define one for each VLAN"),
