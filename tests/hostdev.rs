@@ -9,9 +9,9 @@ use std::{
 };
 
 use anyhow::bail;
-use switch_core::hostdev::{Pool, discover};
+use switch_core::hostdev::{Pool, Wish, discover};
 use vswitch_benches::netns::unique;
-use vswitch_tests::binary;
+use vswitch_tests::{Daemon, binary};
 
 const ROOT_PORT: &str = "devices/pci0000:00/0000:00:01.0";
 
@@ -272,7 +272,7 @@ fn no_function_is_given_away_twice_however_many_ask_at_once() {
             let (sysfs, state) = (host.sysfs(), host.state());
             scope.spawn(move || {
                 let mut pool = Pool::lock(&sysfs, &state).expect("locked");
-                pool.allocate(&format!("vm{n}"), "eth0", None, None).ok().map(|a| a.index)
+                pool.allocate(&Wish { name: format!("vm{n}"), ..Wish::default() }, "eth0").ok().map(|a| a.index)
             })
         };
         let all: Vec<_> = (0..8).map(ask).collect();
@@ -284,4 +284,99 @@ fn no_function_is_given_away_twice_however_many_ask_at_once() {
     // A damaged file is not taken for an empty one.
     fs::write(host.state().join("hostdev.json"), "{").expect("written");
     assert!(host.refused(&["list"]).contains("is damaged"));
+}
+
+/// A switch that reads the tree, and keeps its state where functions are given away.
+fn switch(host: &Host, network: &str) -> Daemon {
+    let daemon = Daemon::start(&["--sysfs", host.sysfs().to_str().expect("text")]).expect("starts");
+    define(&daemon, network).expect("defined");
+    daemon.cli(&["network", "start", "fast"]).expect("started");
+    daemon
+}
+
+fn define(daemon: &Daemon, text: &str) -> anyhow::Result<String> {
+    let file = daemon.file("network");
+    fs::write(&file, text)?;
+    daemon.cli(&["network", "define", file.to_str().expect("text")])
+}
+
+/// `vswitch hostdev` beside a switch.
+fn beside(host: &Host, daemon: &Daemon, words: &[&str]) -> anyhow::Result<String> {
+    let (sysfs, state) = (host.sysfs(), daemon.file("state"));
+    let places = ["--sysfs", sysfs.to_str().expect("text"), "--state", state.to_str().expect("text")];
+    daemon.cli(&[&["hostdev"], words, &places].concat())
+}
+
+const FAST: &str = r#"
+name = "fast"
+forward = { mode = "hostdev", pf = "eth0", managed = true, driver = "vfio" }
+[[portgroup]]
+name = "red"
+default = true
+vlan = { tags = [{ id = 42 }] }
+[[portgroup]]
+name = "blue"
+"#;
+
+#[test]
+fn a_network_is_a_pool_of_functions() {
+    let host = Host::new();
+    let daemon = switch(&host, FAST);
+    let given = beside(&host, &daemon, &["allocate", "vm1", "--network", "fast", "--mac", "02:00:00:00:00:01"]);
+    assert_eq!(given.expect("allocated"), format!("vm1: VF 0 of eth0 at {}\n", address(0)));
+    assert_eq!(
+        beside(&host, &daemon, &["libvirt-xml", "vm1"]).expect("printed"),
+        "<interface type='hostdev' managed='yes'>\n  <driver name='vfio'/>\n  <mac address='02:00:00:00:00:01'/>\n  <source>\n    \
+         <address type='pci' domain='0x0000' bus='0x03' slot='0x10' function='0x0'/>\n  </source>\n  \
+         <vlan>\n    <tag id='42'/>\n  </vlan>\n</interface>\n"
+    );
+    let more = ["allocate", "vm2", "--network", "fast", "--portgroup", "blue", "--json"];
+    let second: serde_json::Value =
+        serde_json::from_str(&beside(&host, &daemon, &more).expect("allocated")).expect("JSON");
+    assert_eq!((&second["vlan"], &second["network"]), (&serde_json::Value::Null, &"fast".into()));
+    let shown = daemon.cli(&["network", "show", "fast"]).expect("shown");
+    for line in [format!("  pool      {} vm1\n", address(0)), format!("  pool      {} free\n", address(3))] {
+        assert!(shown.contains(&line), "{line}: {shown}");
+    }
+    let refused = |words: &[&str]| beside(&host, &daemon, words).expect_err("refused").to_string();
+    assert!(refused(&["allocate", "vm1", "--network", "fast"]).contains("vswitch hostdev release vm1"));
+    assert!(refused(&["allocate", "x", "--network", "slow"]).contains("vswitch network list"));
+    let error = refused(&["allocate", "x", "--network", "fast", "--portgroup", "green"]);
+    assert!(error.contains("known: red, blue"), "{error}");
+    let error = daemon.cli(&["port", "add", "x=tap,network=fast"]).expect_err("no port").to_string();
+    assert!(error.contains("vswitch hostdev allocate x --network fast"), "{error}");
+    for name in ["vm3", "vm4"] {
+        beside(&host, &daemon, &["allocate", name, "--network", "fast"]).expect("allocated");
+    }
+    let error = refused(&["allocate", "vm5", "--network", "fast"]);
+    assert!(
+        error.contains("every virtual function of network \"fast\" is allocated") && error.contains("to vm4"),
+        "{error}"
+    );
+    daemon.cli(&["network", "stop", "fast"]).expect("stopped");
+    beside(&host, &daemon, &["release", "vm4"]).expect("released");
+    assert!(refused(&["allocate", "vm5", "--network", "fast"]).contains("vswitch network start fast"));
+}
+
+#[test]
+fn a_pool_can_be_written_down_by_address() {
+    let host = Host::new();
+    // As libvirt writes it, with the functions of this tree; not managed.
+    let xml = include_str!("network-xml/hostdev.xml")
+        .replace("<name>hostdev<", "<name>fast<")
+        .replace(" managed='yes'", "")
+        .replace("bus='0x04' slot='0x00' function='0x1'", "bus='0x03' slot='0x10' function='0x6'")
+        .replace("bus='0x04' slot='0x00' function='0x2'", "bus='0x03' slot='0x10' function='0x2'");
+    let daemon = switch(&host, &xml);
+    let given = beside(&host, &daemon, &["allocate", "vm1", "--network", "fast"]).expect("allocated");
+    assert_eq!(given, format!("vm1: VF 3 of eth0 at {}\n", address(3)));
+    assert!(beside(&host, &daemon, &["libvirt-xml", "vm1"]).expect("printed").contains("managed='no'"));
+    assert_eq!(daemon.json(&["network", "show", "fast"]).expect("shown")[0]["pool"].as_array().map(Vec::len), Some(2));
+    define(&daemon, &xml.replace("function='0x2'", "function='0x7'")).expect("defined");
+    let error = beside(&host, &daemon, &["allocate", "vm2", "--network", "fast"]).expect_err("refused").to_string();
+    assert!(error.contains("no virtual function at 0000:03:10.7"), "{error}");
+    // A network of another mode has no functions.
+    define(&daemon, "name = \"fast\"").expect("defined");
+    let error = beside(&host, &daemon, &["allocate", "vm2", "--network", "fast"]).expect_err("refused").to_string();
+    assert!(error.contains("vswitch port add NAME=KIND,network=fast"), "{error}");
 }

@@ -74,6 +74,34 @@ fn a_bridge_of_open_vswitch_is_a_domain() {
     let error = libvirt.virsh(&["start", &slow]).expect_err("refused").to_string();
     assert!(error.contains("qos"), "{error}");
     assert_eq!(daemon.cli(&["ovs-vsctl", "list-ports", &bridge]).expect("listed"), "far\n");
+    // A machine on a network of libvirt's that the switch has as well, and a port of the switch, both with the same portgroup.
+    let network = unique("on");
+    let definition = format!(
+        "<network><name>{network}</name><forward mode='bridge'/><bridge name='{bridge}'/><virtualport type='openvswitch'/>\
+         <portgroup name='guests' default='yes'><vlan trunk='yes'><tag id='10' nativeMode='untagged'/><tag id='20'/></vlan></portgroup></network>"
+    );
+    let file = daemon.file("network.xml");
+    fs::write(&file, definition).expect("written");
+    daemon.cli(&["network", "define", file.to_str().expect("text")]).expect("defined");
+    daemon.cli(&["network", "start", &network]).expect("started");
+    let written = daemon.cli(&["network", "show", &network, "--xml"]).expect("written");
+    let file = libvirt.file("network.xml", &written).expect("written");
+    libvirt.virsh(&["net-define", &file]).expect("defined");
+    libvirt.virsh(&["net-start", &network]).expect("started");
+    let interface = format!(
+        "<interface type='network'><mac address='{mac}'/><source network='{network}'/><target dev='{tap}'/>\
+         <model type='virtio'/></interface>"
+    );
+    daemon.cli(&["port", "detach", "far", &vlan]).expect("left");
+    daemon.cli(&["port", "set", "far", &format!("network={network}")]).expect("joined");
+    let machine = libvirt.define("", &interface).expect("defined");
+    boot(&libvirt, &machine, &far, mac, &daemon);
+    let port = daemon.port(&tap);
+    assert_eq!(port["spec"]["domains"], serde_json::json!([&vlan, format!("{bridge}.20:tag=20")]));
+    libvirt.virsh(&["destroy", &machine]).expect("stopped");
+    daemon.cli(&["port", "del", "far"]).expect("deleted");
+    daemon.cli(&["network", "stop", &network]).expect("stopped");
+    daemon.cli(&["network", "undefine", &network]).expect("undefined");
     daemon.cli(&["ovs-vsctl", "del-br", &bridge]).expect("removed");
 }
 

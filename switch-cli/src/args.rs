@@ -244,6 +244,9 @@ pub struct Run {
     /// Where desired state is kept across restarts.
     #[arg(long, default_value = "/var/lib/vswitch", value_name = "DIRECTORY")]
     pub state: PathBuf,
+    /// Where sysfs is: networks take virtual functions of NICs from there.
+    #[arg(long, default_value = switch_core::switch::SYSFS, value_name = "DIRECTORY")]
+    pub sysfs: PathBuf,
 }
 
 /// `vswitch qemu-args`.
@@ -342,6 +345,7 @@ pub enum Port {
   vswitch port add eth1=packet,domain=br1
   vswitch port add veth1=packet,engine=xdp        (AF_XDP: for small frames; needs native XDP)
   vswitch port add vtap0=macvtap,device=eth0,mode=bridge,mac=52:54:00:12:34:56
+  vswitch port add vm1=vhost-user,path=/run/vm1.sock,network=lab,portgroup=slow
   vswitch port add l3=tun,address=10.0.0.5,gateway=10.0.0.1,onlink=10.0.0.0/24
   vswitch port add up=bond,devices=eth0+eth1,mode=802.3ad,domain=red:tag=10,domain=blue:tag=20")]
     Add {
@@ -361,7 +365,7 @@ pub enum Port {
         #[arg(long)]
         json: bool,
     },
-    /// Change settings of a port: link=up|down hairpin=on|off clean=on|off ip=… rate-to=… mtu=…
+    /// Change settings of a port: link=up|down hairpin=on|off clean=on|off ip=… rate-to=… mtu=… network=NAME|none portgroup=…
     Set {
         /// Its name.
         name: String,
@@ -437,7 +441,22 @@ pub enum Network {
 A network of libvirt's:
   virsh net-dumpxml default | vswitch network define -
 
-Modes: isolated (default), nat, routed, open, bridge (with dev, uplink or domain). Several VLANs on one device, or on a bond:
+Settings by name, of a network on a bridge that vswitch ovs-vsctl made, and a port that takes them:
+  vswitch network define - <<'END'
+  name = \"office\"
+  forward = { mode = \"openvswitch\" }
+  bridge = { name = \"ovsbr0\" }
+  [[portgroup]]
+  name = \"guests\"
+  vlan = { tags = [{ id = 42 }] }
+  bandwidth = { inbound = { average = 1000 }, outbound = { average = 500 } }
+  END
+  vswitch network start office
+  vswitch port add vm1=vhost-user,path=/run/vm1.sock,network=office,portgroup=guests
+
+Modes: isolated (default), nat, routed, open, bridge (with dev, uplink or domain), openvswitch (with bridge.name),
+macvtap (with interfaces or pf), hostdev (with pf or addresses; see: vswitch hostdev allocate --help).
+Several VLANs on one device, or on a bond:
   forward = { mode = \"bridge\", uplink = { device = \"eth0\", vlan = 42 } }
   forward = { mode = \"bridge\", uplink = { bond = { devices = [\"eth0\", \"eth1\"], mode = \"802.3ad\" }, vlan = 42 } }")]
     Define {

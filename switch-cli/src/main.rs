@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         Command::Fdb(command) => commands::fdb::fdb(&client, command),
         Command::QemuArgs(wish) => commands::qemu_args::qemu_args(&client, &wish),
         Command::LibvirtXml(wish) => commands::libvirt_xml::libvirt_xml(&client, &wish),
-        Command::Hostdev(wish) => commands::hostdev::hostdev(wish),
+        Command::Hostdev(wish) => commands::hostdev::hostdev(&client, wish),
         Command::LibvirtHook(call) => commands::libvirt_hook::libvirt_hook(client, &cli.api, &call),
         Command::Monitor { json } => commands::monitor(&client, json),
         Command::Brctl { arguments } => commands::brctl::brctl(&client, &arguments),

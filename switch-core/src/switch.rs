@@ -6,6 +6,7 @@
 
 use std::{
     io,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -27,6 +28,9 @@ use crate::{
     worker::{self, Command, Event, PollMode, Worker},
 };
 
+/// Where the kernel shows devices.
+pub const SYSFS: &str = "/sys";
+
 /// How a switch is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -38,11 +42,19 @@ pub struct Settings {
     pub poll: PollMode,
     /// Entries of the MAC table.
     pub fdb_size: usize,
+    /// Where virtual functions of NICs are looked up.
+    pub sysfs: PathBuf,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { workers: 1, cpus: Vec::new(), poll: PollMode::Adaptive, fdb_size: DEFAULT_CAPACITY }
+        Settings {
+            workers: 1,
+            cpus: Vec::new(),
+            poll: PollMode::Adaptive,
+            fdb_size: DEFAULT_CAPACITY,
+            sysfs: SYSFS.into(),
+        }
     }
 }
 

@@ -122,7 +122,9 @@ fn mistakes_are_named() {
     for (text, part) in [
         ("name = \"red\"", "domain of the same name"),
         ("name = \"a\"\nforward = { mode = \"bridge\", domain = \"blue\" }", "vswitch domain add blue"),
-        ("name = \"a\"\nforward = { mode = \"macvtap\" }", "not supported yet"),
+        ("name = \"a\"\nforward = { mode = \"macvtap\" }", "needs either interfaces"),
+        ("name = \"a\"\nforward = { mode = \"openvswitch\" }\nbridge = { name = \"ob\" }", "ovs-vsctl add-br ob"),
+        ("name = \"a\"\nbridge = { zone = \"lab\" }", "firewall-cmd --zone=lab --change-interface=a"),
         ("name = \"a\"\nip = [{ address = \"10.0.0.1\" }]", "ADDRESS/PREFIX"),
         ("name = \"a\"\ncolour = 1", "colour"),
     ] {

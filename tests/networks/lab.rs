@@ -36,6 +36,11 @@ pub struct Lab {
 
 impl Lab {
     pub fn new() -> Lab {
+        Lab::with(&[])
+    }
+
+    /// One whose switch has further arguments.
+    pub fn with(arguments: &[&str]) -> Lab {
         let (host, outside) = (Namespace::new("vnh").expect("host"), Namespace::new("vno").expect("outside"));
         let names = [host.name(), outside.name()];
         exec(&["ip", "-n", names[0], "link", "add", "wan", "type", "veth", "peer", "name", "wan", "netns", names[1]])
@@ -49,7 +54,7 @@ impl Lab {
             "table inet count {\nchain in {\ntype filter hook prerouting priority -300\nip saddr 10.0.0.0/8 counter\n\
              ip6 saddr fd00::/8 counter\nip saddr 192.0.2.1 counter\n}\n}\n",
         );
-        let daemon = Daemon::start_in(Some(host.name()), &[]).expect("starts");
+        let daemon = Daemon::start_in(Some(host.name()), arguments).expect("starts");
         Lab { daemon, host, outside }
     }
 
@@ -70,15 +75,31 @@ impl Lab {
 
     /// A guest with an address of its own choice, or none.
     pub fn guest(&self, name: &str, addresses: &[&str], gateway: Option<&str>) -> Namespace {
-        let guest = Namespace::new("vng").expect("guest");
-        let spec = format!("{name}=tap,device=eth0,netns={},domain=lab", guest.name());
-        self.daemon.cli(&["port", "add", &spec]).expect("added");
-        self.daemon.wait_state(name, "up").expect("up");
-        guest.configure("eth0", addresses).expect("configured");
+        let guest = self.plug(name, "domain=lab", addresses).expect("added");
         if let Some(gateway) = gateway {
             guest.exec(&["ip", "route", "add", "default", "via", gateway]).expect("a route");
         }
         guest
+    }
+
+    /// A guest whose port says more; no guest if the port is refused.
+    pub fn plug(&self, name: &str, more: &str, addresses: &[&str]) -> anyhow::Result<Namespace> {
+        let guest = Namespace::new("vng")?;
+        self.daemon.cli(&["port", "add", &format!("{name}=tap,device=eth0,netns={},{more}", guest.name())])?;
+        self.daemon.wait_state(name, "up")?;
+        guest.configure("eth0", addresses)?;
+        Ok(guest)
+    }
+
+    /// A veth `DEVICE` of the host, whose far end has the same name outside.
+    pub fn wire(&self, device: &str) {
+        let names = [self.host.name(), self.outside.name()];
+        exec(&[
+            "ip", "-n", names[0], "link", "add", device, "up", "type", "veth", "peer", "name", device, "netns",
+            names[1],
+        ])
+        .expect("a wire");
+        self.outside.exec(&["ip", "link", "set", device, "up"]).expect("up");
     }
 
     pub fn view(&self) -> serde_json::Value {

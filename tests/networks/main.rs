@@ -3,6 +3,8 @@
 
 mod host;
 mod lab;
+mod members;
 mod modes;
+mod pools;
 mod services;
 mod uplinks;

@@ -125,7 +125,9 @@ impl Bridges {
 
     /// The members of a bridge without its host port, in the order of their numbers, which begin with 1.
     fn interfaces<'a>(&'a self, bridge: &'a str) -> impl Iterator<Item = &'a PortView> {
-        self.ports.iter().filter(move |p| p.spec.name != bridge && p.spec.domains.iter().any(|a| a.domain == bridge))
+        self.ports
+            .iter()
+            .filter(move |p| p.spec.name != bridge && p.effective().domains.iter().any(|a| a.domain == bridge))
     }
 
     fn interface<'a>(&'a self, bridge: &'a str, name: &str) -> anyhow::Result<&'a PortView> {

@@ -1,22 +1,26 @@
 //! `vswitch hostdev`: virtual functions of SR-IOV NICs for guests. It works without a running switch, because no frame of
-//! such a function passes through one.
+//! such a function passes through one. Only a network's pool is asked for there.
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use switch_core::{
-    hostdev::{Allocation, Pf, Pool, Vf},
+    control::wire::{NetworkState, NetworkView},
+    hostdev::{Allocation, Pf, Pool, Vf, Wish},
     mac::MacAddr,
 };
 
-use super::{print_json, print_table};
+use super::{network, print_json, print_table};
+use crate::client::Client;
 
 /// `vswitch hostdev`.
 #[derive(Args)]
 #[command(after_help = "Examples:
   vswitch hostdev list
   vswitch hostdev allocate vm1 eth0 --vlan 42    the first free virtual function of eth0
+  vswitch hostdev allocate vm2 --network fast    the first free one of a network of mode hostdev
   vswitch hostdev libvirt-xml vm1 > vm1.xml && virsh attach-device DOMAIN vm1.xml --config
   vswitch hostdev release vm1
 
@@ -43,12 +47,19 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Give the first free virtual function of a NIC to a name
+    /// Give the first free virtual function of a NIC, or of a network, to a name
     Allocate {
         /// Whose it is to be.
         name: String,
         /// The NIC.
-        pf: String,
+        #[arg(required_unless_present = "network", conflicts_with = "network")]
+        pf: Option<String>,
+        /// The network (forward mode hostdev), which must be started; its VLAN is the function's.
+        #[arg(long)]
+        network: Option<String>,
+        /// The network's portgroup [default: its default one].
+        #[arg(long, requires = "network")]
+        portgroup: Option<String>,
         /// Address of the guest's device [default: one that belongs to the name on this host].
         #[arg(long)]
         mac: Option<MacAddr>,
@@ -153,8 +164,17 @@ fn show(listing: &Listing<'_>) {
     }
 }
 
+/// A network that gives to guests now.
+fn started(client: &Client, name: &str) -> anyhow::Result<NetworkView> {
+    let view = network::one(client, name)?;
+    if view.state == NetworkState::Stopped {
+        bail!("network \"{name}\" is stopped; start it: vswitch network start {name}");
+    }
+    Ok(view)
+}
+
 /// Carries out the command.
-pub fn hostdev(wish: Hostdev) -> anyhow::Result<()> {
+pub fn hostdev(client: &Client, wish: Hostdev) -> anyhow::Result<()> {
     let Hostdev { state, sysfs, command } = wish;
     match command {
         Command::List { pf, json } => {
@@ -165,12 +185,20 @@ pub fn hostdev(wish: Hostdev) -> anyhow::Result<()> {
             }
             show(&listing);
         }
-        Command::Allocate { name, pf, mac, vlan, json } => {
-            let allocation = Pool::lock(&sysfs, &state)?.allocate(&name, &pf, mac, vlan)?;
+        Command::Allocate { name, pf, network, portgroup, mac, vlan, json } => {
+            let wish = Wish { name, mac, vlan };
+            let allocation = match network {
+                Some(network) => {
+                    let spec = started(client, &network)?.spec;
+                    Pool::lock(&sysfs, &state)?.allocate_in(&wish, &spec, portgroup.as_deref())?
+                }
+                None => Pool::lock(&sysfs, &state)?.allocate(&wish, &pf.unwrap_or_default())?,
+            };
             if json {
                 return print_json(&allocation);
             }
-            println!("{name}: VF {} of {pf} at {}", allocation.index, allocation.address);
+            let Allocation { name, pf, index, address, .. } = allocation;
+            println!("{name}: VF {index} of {pf} at {address}");
         }
         Command::Release { name } => {
             let allocation = Pool::lock(&sysfs, &state)?.release(&name)?;

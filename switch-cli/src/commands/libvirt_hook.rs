@@ -266,6 +266,10 @@ fn port(
             key => spec.set(key, value)?,
         }
     }
+    if spec.network.is_some() {
+        // Whether the network needs to know the guest's address, it says; here it is known.
+        spec.station = spec.station.or(mac_of(interface));
+    }
     Ok(Some(spec))
 }
 
@@ -321,6 +325,14 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_joins_a_network_says_whose_it_is() {
+        let wished = "<v:port mac='52:54:00:00:00:01' network='lab' portgroup='slow'/>";
+        let port = ports(&wishes(wished)).expect("understood").remove(0);
+        assert_eq!((port.network.as_deref(), port.portgroup.as_deref()), (Some("lab"), Some("slow")));
+        assert_eq!((port.station, port.domains.len()), (Some(MacAddr([0x52, 0x54, 0, 0, 0, 1])), 0));
+    }
+
+    #[test]
     fn what_cannot_be_is_named() {
         for (wish, part) in [
             ("<v:port mac='52:54:00:00:00:09'/>", "no interface of this address"),
@@ -337,6 +349,7 @@ mod tests {
     fn view(spec: PortSpec, origin: Origin) -> PortView {
         PortView {
             spec,
+            effective: None,
             origin: Some(origin),
             state: switch_core::control::wire::PortState::Up,
             reason: None,

@@ -7,12 +7,18 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use switch_core::control::{
-    config::Config,
-    network_xml,
-    spec::NetworkSpec,
-    uplinks::uplink_name,
-    wire::{Done, NetworkState, NetworkView, StartNetwork},
+use switch_core::{
+    control::{
+        config::Config,
+        network_xml,
+        spec::{
+            NetworkSpec,
+            network::{Bandwidth, MacTableManager, PortGroup},
+        },
+        uplinks::uplink_name,
+        wire::{Done, MemberView, NetworkState, NetworkView, StartNetwork},
+    },
+    rate::Rate,
 };
 
 use super::{print_json, print_table, report};
@@ -68,7 +74,8 @@ pub fn network(client: &Client, command: Network) -> anyhow::Result<()> {
     }
 }
 
-fn one(client: &Client, name: &str) -> anyhow::Result<NetworkView> {
+/// One network.
+pub fn one(client: &Client, name: &str) -> anyhow::Result<NetworkView> {
     let networks: Vec<NetworkView> = client.get(BASE)?;
     let found = networks.into_iter().find(|n| n.spec.name == name);
     found.with_context(|| format!("there is no network \"{name}\"; see: vswitch network list"))
@@ -154,6 +161,50 @@ fn list(networks: &[NetworkView]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the network as a whole may carry.
+fn bandwidths(spec: &NetworkSpec) -> impl Iterator<Item = (&'static str, String)> + use<> {
+    rates(
+        spec.bandwidth.as_ref().and_then(Bandwidth::to_guests),
+        spec.bandwidth.as_ref().and_then(Bandwidth::from_guests),
+    )
+}
+
+/// Rates, with the words of a port's keys.
+fn rates(to: Option<Rate>, from: Option<Rate>) -> impl Iterator<Item = (&'static str, String)> {
+    [("rate-to", to), ("rate-from", from)].into_iter().filter_map(|(what, rate)| Some((what, rate?.to_string())))
+}
+
+fn portgroup(group: &PortGroup) -> String {
+    let mut words = vec![group.name.clone()];
+    if group.default {
+        words.push("default".to_owned());
+    }
+    if let Some(vlan) = &group.vlan {
+        let tags: Vec<String> = vlan.tags.iter().map(|tag| tag.id.to_string()).collect();
+        words.push(format!("{} {}", if vlan.is_trunk() { "trunk" } else { "vlan" }, tags.join(",")));
+    }
+    if group.port_isolated {
+        words.push("isolated".to_owned());
+    }
+    if group.mac_table_manager == Some(MacTableManager::Libvirt) {
+        words.push("pinned".to_owned());
+    }
+    let bandwidth = group.bandwidth.unwrap_or_default();
+    words.extend(rates(bandwidth.to_guests(), bandwidth.from_guests()).map(|(what, rate)| format!("{what} {rate}")));
+    words.join(", ")
+}
+
+fn member_line(member: &MemberView) -> String {
+    let mut words = vec![member.port.clone()];
+    words.extend(member.portgroup.iter().map(|group| format!("portgroup {group}")));
+    words.extend(member.device.iter().map(|device| format!("macvtap on {device}")));
+    let domains: Vec<String> = member.domains.iter().map(ToString::to_string).collect();
+    words.push(if domains.is_empty() { "not attached".to_owned() } else { domains.join(" ") });
+    words.extend(member.pinned.iter().map(|mac| format!("pinned to {mac}")));
+    words.extend(rates(member.rate_to, member.rate_from).map(|(what, rate)| format!("{what} {rate}")));
+    words.join(", ")
+}
+
 fn show(network: &NetworkView) {
     let spec = &network.spec;
     println!("network {}: {}, {}", spec.name, state(network), mode(network));
@@ -176,6 +227,19 @@ fn show(network: &NetworkView) {
     }
     if let Some(pid) = network.dnsmasq {
         line("dnsmasq", &format!("pid {pid}"));
+    }
+    for (what, rate) in bandwidths(spec) {
+        line("bandwidth", &format!("{what} {rate}"));
+    }
+    for group in &spec.portgroup {
+        line("portgroup", &portgroup(group));
+    }
+    for place in &network.pool {
+        let members = if place.members.is_empty() { "free".to_owned() } else { place.members.join(" ") };
+        line("pool", &format!("{} {members}", place.device));
+    }
+    for member in &network.members {
+        line("member", &member_line(member));
     }
     for blocker in &network.blockers {
         let mend = if blocker.fixed {

@@ -34,6 +34,18 @@ pub fn port(client: &Client, command: Port) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a member of a network has by it, and rates, which any port may have.
+fn settings(port: &PortView) -> Vec<(&'static str, String)> {
+    let spec = port.effective();
+    let mut all = Vec::new();
+    all.extend(spec.network.iter().map(|network| ("network", network.clone())));
+    all.extend(spec.portgroup.iter().map(|group| ("portgroup", group.clone())));
+    all.extend(spec.pinned().map(|mac| ("pinned", mac.to_string())));
+    all.extend(spec.rate_to.map(|rate| ("rate-to", rate.to_string())));
+    all.extend(spec.rate_from.map(|rate| ("rate-from", rate.to_string())));
+    all
+}
+
 fn show(client: &Client, name: Option<&str>, json: bool) -> anyhow::Result<()> {
     let mut ports: Vec<PortView> = client.get(BASE)?;
     if let Some(name) = name {
@@ -58,7 +70,7 @@ fn show(client: &Client, name: Option<&str>, json: bool) -> anyhow::Result<()> {
                     PortState::Waiting => "waiting",
                 }
                 .to_owned(),
-                p.spec.domains.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+                p.effective().domains.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
                 count(p, "rx_frames"),
                 count(p, "tx_frames"),
                 p.drops.values().sum::<u64>().to_string(),
@@ -73,6 +85,7 @@ fn show(client: &Client, name: Option<&str>, json: bool) -> anyhow::Result<()> {
             if let Some(bond) = &p.bond {
                 show_bond(&p.spec, bond);
             }
+            settings(p).iter().for_each(|(what, value)| println!("{what:<24}{value}"));
             p.counters.iter().filter(|(_, n)| **n > 0).for_each(|(key, n)| println!("{key:<24}{n}"));
             p.drops.iter().for_each(|(key, n)| println!("dropped {key:<16}{n}"));
             for b in &p.bindings {

@@ -64,6 +64,7 @@ pub fn run(api: &Path, args: Run) -> anyhow::Result<()> {
             Poll::Interrupt => PollMode::Interrupt,
         },
         fdb_size: args.fdb_size,
+        sysfs: args.sysfs,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

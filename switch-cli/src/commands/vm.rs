@@ -201,6 +201,7 @@ pub mod tests {
     pub fn view(spec: &str, device: Option<&str>) -> PortView {
         PortView {
             spec: spec.parse().expect("a SPEC"),
+            effective: None,
             origin: None,
             state: PortState::Up,
             reason: None,

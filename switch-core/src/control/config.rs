@@ -80,6 +80,7 @@ impl Config {
                 .collect(),
             active: current.active.clone(),
             fixing: current.fixing.clone(),
+            places: current.places.clone(),
         };
         take(&mut desired.domains, self.domain.iter().map(|d| (d.name.clone(), d.clone())), "domain")?;
         take(&mut desired.ports, self.port.iter().map(|p| (p.name.clone(), p.clone())), "port")?;

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    spec::{AttachmentSpec, DEFAULT_DOMAIN, DomainSpec, DressSpec, Kind, NetworkSpec, PortSpec, RoleSpec, SpecError},
-    uplinks::{add_uplinks, check_devices, check_uplinks},
+    pools::Place,
+    spec::{DEFAULT_DOMAIN, DomainSpec, NetworkSpec, PortSpec, SpecError, network::ForwardMode},
+    uplinks::{check_devices, check_uplinks},
 };
 use crate::mac::MacAddr;
 
@@ -71,6 +72,9 @@ pub struct Desired {
     /// Those of them that were started with an exception in others' chains, whatever their definition says.
     #[serde(default)]
     pub fixing: BTreeSet<String>,
+    /// The devices that members of networks have been given, by port; [`settle`](Self::settle) keeps it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub places: BTreeMap<String, Place>,
 }
 
 impl Desired {
@@ -91,6 +95,7 @@ impl Desired {
         let domains = self.effective_domains();
         for (name, port) in &self.ports {
             port.spec.check()?;
+            self.check_member(&port.spec)?;
             for attachment in &port.spec.domains {
                 if !domains.contains_key(&attachment.domain) {
                     return Err(SpecError(format!(
@@ -102,6 +107,10 @@ impl Desired {
         }
         let ports = self.effective_ports();
         check_devices(self, &ports)?;
+        for port in ports.values().filter(|port| port.network.is_some()) {
+            // What the port says and what it is given may exclude each other.
+            port.check()?;
+        }
         self.check_stations(&ports)?;
         for entry in &self.fdb {
             if entry.mac.is_multicast() || entry.mac == MacAddr::ZERO {
@@ -141,13 +150,16 @@ impl Desired {
             if self.ports.contains_key(name) {
                 return wrong(name, format!("there is a port \"{name}\", which would be its own; rename one of them"));
             }
-            if let Some(domain) = &spec.forward.domain
-                && domain != DEFAULT_DOMAIN
-                && !self.domains.contains_key(domain)
+            if let Some(base) = spec.base().filter(|base| !spec.has_domain() && *base != DEFAULT_DOMAIN)
+                && !self.domains.contains_key(base)
             {
                 return wrong(
                     name,
-                    format!("there is no domain \"{domain}\"; make it with: vswitch domain add {domain}"),
+                    if spec.forward.mode == ForwardMode::Openvswitch {
+                        format!("there is no bridge \"{base}\"; make it with: vswitch ovs-vsctl add-br {base}")
+                    } else {
+                        format!("there is no domain \"{base}\"; make it with: vswitch domain add {base}")
+                    },
                 );
             }
             if let Some(other) = spec.uuid.as_ref().and_then(|uuid| uuids.insert(uuid.to_lowercase(), name)) {
@@ -173,12 +185,6 @@ impl Desired {
         }
     }
 
-    /// Whether frames may pass in a domain: in a network's, while it is started.
-    #[must_use]
-    pub fn passes(&self, domain: &str) -> bool {
-        !self.networks.contains_key(domain) || self.active.contains(domain)
-    }
-
     /// A station that is pinned or that alone may speak is in one place.
     fn check_stations(&self, ports: &BTreeMap<String, PortSpec>) -> Result<(), SpecError> {
         let mut places: BTreeMap<(&str, MacAddr), &str> = BTreeMap::new();
@@ -196,81 +202,9 @@ impl Desired {
         Ok(())
     }
 
-    /// FDB entries with those of stations behind ports that do not learn.
-    #[must_use]
-    pub fn effective_fdb(&self) -> Vec<FdbSpec> {
-        let mut all = self.fdb.clone();
-        for (name, port) in self.effective_ports() {
-            let Some(mac) = port.pinned() else { continue };
-            for attachment in &port.domains {
-                // What somebody asked for by name goes before.
-                if !self.fdb.iter().any(|e| e.mac == mac && e.domain == attachment.domain) {
-                    let domain = attachment.domain.clone();
-                    all.push(FdbSpec { mac, port: name.clone(), domain, sticky: false });
-                }
-            }
-        }
-        all
-    }
-
-    /// Domains with the implied ones: `default`, and those of networks.
-    #[must_use]
-    pub fn effective_domains(&self) -> BTreeMap<String, DomainSpec> {
-        let mut all = BTreeMap::from([(DEFAULT_DOMAIN.to_owned(), DomainSpec::new(DEFAULT_DOMAIN))]);
-        all.extend(self.domains.iter().map(|(name, owned)| (name.clone(), owned.spec.clone())));
-        for (name, owned) in self.networks.iter().filter(|(_, owned)| owned.spec.has_domain()) {
-            let mut domain = DomainSpec::new(name);
-            domain.mtu = owned.spec.mtu.unwrap_or(domain.mtu);
-            all.insert(name.clone(), domain);
-        }
-        all
-    }
-
-    /// Ports with those that domains and started networks imply: host ports and uplinks.
-    #[must_use]
-    pub fn effective_ports(&self) -> BTreeMap<String, PortSpec> {
-        let mut all: BTreeMap<_, _> =
-            self.ports.iter().map(|(name, owned)| (name.clone(), owned.spec.clone())).collect();
-        for (name, owned) in &self.domains {
-            if owned.spec.host {
-                let mut port = PortSpec::new(name, Kind::Tap);
-                port.mtu = Some(owned.spec.mtu);
-                port.domains = vec![AttachmentSpec::untagged(name)];
-                if owned.spec.transparent {
-                    port.domains[0].dress = DressSpec::Transparent;
-                }
-                all.insert(name.clone(), port);
-            }
-        }
-        for (name, owned) in self.networks.iter().filter(|(name, _)| self.active.contains(*name)) {
-            let network = &owned.spec;
-            if network.port_isolated {
-                isolate(&mut all, name);
-            }
-            if network.has_host() {
-                let mut port = PortSpec::new(name, Kind::Tap);
-                port.device = Some(network.device().to_owned());
-                port.netns.clone_from(&network.netns);
-                port.mac = network.mac;
-                port.mtu = Some(network.mtu.unwrap_or_else(|| DomainSpec::new(name).mtu));
-                port.domains = vec![AttachmentSpec::untagged(name)];
-                all.insert(name.clone(), port);
-            }
-        }
-        let started = self.networks.iter().filter(|(name, _)| self.active.contains(*name));
-        add_uplinks(&mut all, started.map(|(name, owned)| (name, &owned.spec)));
-        all
-    }
-
     /// Removes a port and the entries that point to it; false if there is none.
     pub fn remove_port(&mut self, name: &str) -> bool {
         self.fdb.retain(|entry| entry.port != name);
         self.ports.remove(name).is_some()
     }
-}
-
-/// All members of a network's domain are isolated from each other.
-fn isolate(ports: &mut BTreeMap<String, PortSpec>, domain: &str) {
-    let members = ports.values_mut().flat_map(|port| &mut port.domains).filter(|a| a.domain == domain);
-    members.for_each(|attachment| attachment.role = RoleSpec::Isolated);
 }

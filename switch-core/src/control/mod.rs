@@ -11,12 +11,16 @@
 pub mod config;
 pub mod desired;
 mod drivers;
+mod effective;
 pub mod journal;
 mod learned;
 pub mod manager;
+mod members;
 pub mod network_xml;
 mod networks;
+pub mod ovs;
 pub mod plan;
+pub mod pools;
 pub mod server;
 pub mod spec;
 pub mod uplinks;

@@ -125,6 +125,12 @@ async fn change_port(
         let before = spec.domains.len();
         spec.domains.retain(|a| a.domain != *domain);
         if spec.domains.len() == before {
+            if let Some(network) = &spec.network {
+                return Err(SpecError(format!(
+                    "port \"{name}\" is in domain \"{domain}\" by network \"{network}\" if at all; take it out there: vswitch port set {name} network=none"
+                ))
+                .into());
+            }
             return Err(ManagerError::NotFound(format!("port \"{name}\" is not attached to domain \"{domain}\"")));
         }
     }
@@ -215,8 +221,9 @@ async fn flush(State(manager): State<Shared>, Json(request): Json<FlushRequest>)
 
 async fn apply(State(manager): State<Shared>, Json(request): Json<Apply>) -> Answer<Done> {
     let mut manager = manager.lock();
-    let desired = Config::parse(&request.toml)?.merge(manager.desired(), request.prune)?;
+    let mut desired = Config::parse(&request.toml)?.merge(manager.desired(), request.prune)?;
     if request.dry_run {
+        manager.settle(&mut desired)?;
         return Ok(Json(Done { steps: plan(manager.desired(), &desired), ..Done::default() }));
     }
     manager.change(desired).map(Json)

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::{
     desired::Desired,
+    effective::{bound, tagged},
     spec::{
         AttachmentSpec, Kind, NetworkSpec, PortSpec, SpecError,
         network::{ForwardMode, UplinkSpec},
@@ -51,6 +52,8 @@ pub(super) fn add_uplinks<'a>(
             port.device = Some(device.clone());
             port.netns.clone_from(&network.netns);
             port.domains = vec![AttachmentSpec::untagged(name)];
+            port.domains.extend(network.vids().into_iter().map(|vid| tagged(name, vid)));
+            bound(&mut port, network);
             ports.insert(port_name, port);
         } else if let Some(uplink) = shared(network) {
             let fresh = || uplink.port(&port_name, network.netns.as_deref());
@@ -66,6 +69,11 @@ pub(super) fn check_uplinks(desired: &Desired) -> Result<(), SpecError> {
     for (index, (name, network)) in networks.iter().enumerate() {
         let wrong = |what: String| Err(SpecError(format!("network \"{name}\": {what}")));
         let Some(port) = uplink_name(network) else { continue };
+        if shared(network).is_some() && !network.vids().is_empty() {
+            return wrong(
+                "forward.uplink has one VLAN for each network; for members with VLANs of their own write dev, or a network for each VLAN".to_owned(),
+            );
+        }
         if desired.ports.contains_key(&port) || desired.domains.get(&port).is_some_and(|d| d.spec.host) {
             return wrong(format!("there is a port \"{port}\", which would be its own; rename one of them"));
         }

@@ -7,13 +7,14 @@ use serde::{Deserialize, Serialize};
 use super::{
     desired::Origin,
     plan::Step,
-    spec::{DomainSpec, NetworkSpec, PortSpec},
+    spec::{AttachmentSpec, DomainSpec, NetworkSpec, PortSpec},
 };
 use crate::{
     fdb::Kind,
     mac::MacAddr,
     network::{Blocker, Lease},
     port::bond::BondStatus,
+    rate::Rate,
     stages::{STAGES, Sums},
 };
 
@@ -34,6 +35,9 @@ pub enum PortState {
 pub struct PortView {
     /// What was asked for.
     pub spec: PortSpec,
+    /// What is so, where it is something else: what its network gives to the port, and takes from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effective: Option<Box<PortSpec>>,
     /// Who asked; `None` for a domain's host port.
     pub origin: Option<Origin>,
     /// Whether it works.
@@ -62,6 +66,14 @@ pub struct PortView {
     pub counters: BTreeMap<String, u64>,
     /// Drops by reason; reasons without drops are left out.
     pub drops: BTreeMap<String, u64>,
+}
+
+impl PortView {
+    /// The port as it is.
+    #[must_use]
+    pub fn effective(&self) -> &PortSpec {
+        self.effective.as_deref().unwrap_or(&self.spec)
+    }
 }
 
 /// An address that the station of a clean port has obtained.
@@ -288,6 +300,39 @@ pub enum NetworkState {
     Stopped,
 }
 
+/// A port that joins a network by its name.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MemberView {
+    /// The port.
+    pub port: String,
+    /// Its portgroup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub portgroup: Option<String>,
+    /// The device that its macvtap is made on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Its attachments.
+    pub domains: Vec<AttachmentSpec>,
+    /// What may be sent to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_to: Option<Rate>,
+    /// What is read from it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_from: Option<Rate>,
+    /// The address that alone is known behind it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<MacAddr>,
+}
+
+/// A device of a network's pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolView {
+    /// Its name, or a function's address.
+    pub device: String,
+    /// Who has it.
+    pub members: Vec<String>,
+}
+
 /// A network, wanted and observed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct NetworkView {
@@ -312,6 +357,12 @@ pub struct NetworkView {
     /// Addresses that guests have.
     #[serde(default)]
     pub leases: Vec<Lease>,
+    /// Ports that join by its name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<MemberView>,
+    /// Devices that guests are given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pool: Vec<PoolView>,
 }
 
 /// `POST /v1/networks/{name}/start`.

@@ -19,7 +19,7 @@ use std::{fmt, fs, io, path::Path, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-pub use store::{Allocation, Pool, PoolError};
+pub use store::{Allocation, Pool, PoolError, Wish};
 
 /// Where a PCI function is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

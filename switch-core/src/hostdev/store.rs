@@ -10,9 +10,9 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use super::{PciAddress, Pf, discover};
+use super::{PciAddress, Pf, Vf, discover};
 use crate::{
-    control::spec::{SpecError, check_name},
+    control::spec::{NetworkSpec, SpecError, check_name, network::ForwardMode},
     durable,
     mac::{MacAddr, mac_of},
 };
@@ -31,6 +31,35 @@ pub struct Allocation {
     pub address: PciAddress,
     /// The address that the guest's device is to have.
     pub mac: MacAddr,
+    /// The VLAN that the NIC is to put its frames into.
+    pub vlan: Option<u16>,
+    /// The network whose pool it is from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// libvirt takes it from its driver and gives it back.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub managed: bool,
+    /// What libvirt hands it to: `vfio`, or a driver's model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_yes(value: &bool) -> bool {
+    *value
+}
+
+/// Who is to have a function, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// Whose it is to be.
+    pub name: String,
+    /// The address of the guest's device; one that belongs to the name unless given.
+    pub mac: Option<MacAddr>,
     /// The VLAN that the NIC is to put its frames into.
     pub vlan: Option<u16>,
 }
@@ -66,6 +95,19 @@ pub enum PoolError {
         "all {1} enabled VFs of \"{0}\" are allocated ({2} can be enabled, after 0, which takes all away from their guests); see: vswitch hostdev list"
     )]
     Exhausted(String, u32, u32),
+    /// All of a network's are given away.
+    #[error(
+        "every virtual function of network \"{0}\" is allocated ({1}); give one back: vswitch hostdev release NAME"
+    )]
+    PoolExhausted(String, String),
+    /// A network names what is none, or not there.
+    #[error("network \"{0}\": there is no virtual function at {1}; see: vswitch hostdev list")]
+    NoVf(String, String),
+    /// The network gives guests something else.
+    #[error(
+        "network \"{0}\" has no PCI devices (forward mode {1}); its members are ports: vswitch port add NAME=KIND,network={0}"
+    )]
+    NotHostdev(String, String),
     /// None of the others can be given to a guest.
     #[error(
         "no free VF of \"{0}\" has an IOMMU group of its own; boot with intel_iommu=on or amd_iommu=on, and see: vswitch hostdev list {0}"
@@ -183,20 +225,122 @@ impl Pool {
         self.root.join("class/net").join(pf).join("device/sriov_numvfs").display().to_string()
     }
 
+    /// The NIC of a name, which has functions.
+    ///
+    /// # Errors
+    /// There is none, or it has none; the error says how to enable them.
+    pub fn enabled(&self, name: &str) -> Result<&Pf, PoolError> {
+        let nic = self.pf(name)?;
+        if nic.total == 0 {
+            return Err(PoolError::NoneOffered(name.to_owned()));
+        }
+        if nic.vfs.is_empty() {
+            return Err(PoolError::NoneEnabled(name.to_owned(), nic.total, self.switch_of(name)));
+        }
+        Ok(nic)
+    }
+
+    /// The functions of a network's pool that there are.
+    #[must_use]
+    pub fn of_network(&self, network: &NetworkSpec) -> Vec<(&Pf, &Vf)> {
+        let forward = &network.forward;
+        let all = || self.pfs.iter().flat_map(|pf| pf.vfs.iter().map(move |vf| (pf, vf)));
+        match &forward.pf {
+            Some(name) => all().filter(|(pf, _)| pf.netdev == *name).collect(),
+            // In the order of the definition.
+            None => forward
+                .addresses
+                .iter()
+                .filter_map(|address| all().find(|(_, vf)| Ok(vf.address) == address.parse()))
+                .collect(),
+        }
+    }
+
     /// Gives the first free function of a NIC to a name, and remembers it. The pool was [locked](Self::lock).
     ///
     /// # Errors
     /// See [`PoolError`]; nothing has changed.
-    pub fn allocate(
+    pub fn allocate(&mut self, wish: &Wish, pf: &str) -> Result<Allocation, PoolError> {
+        let mac = self.check_wish(wish)?;
+        let nic = self.enabled(pf)?;
+        let free: Vec<_> = nic.vfs.iter().filter(|vf| self.owner(pf, vf.index).is_none()).collect();
+        if free.is_empty() {
+            return Err(PoolError::Exhausted(pf.to_owned(), nic.enabled, nic.total));
+        }
+        let vf = free.into_iter().find(|vf| vf.is_separate()).ok_or_else(|| PoolError::NoGroup(pf.to_owned()))?;
+        let allocation = Allocation {
+            name: wish.name.clone(),
+            pf: pf.to_owned(),
+            index: vf.index,
+            address: vf.address,
+            mac,
+            vlan: wish.vlan,
+            network: None,
+            managed: true,
+            driver: None,
+        };
+        self.keep(allocation)
+    }
+
+    /// Gives the first free function of a network's pool to a name, with what the network says of it. The pool was [locked](Self::lock).
+    ///
+    /// # Errors
+    /// See [`PoolError`]; nothing has changed.
+    pub fn allocate_in(
         &mut self,
-        name: &str,
-        pf: &str,
-        mac: Option<MacAddr>,
-        vlan: Option<u16>,
+        wish: &Wish,
+        network: &NetworkSpec,
+        portgroup: Option<&str>,
     ) -> Result<Allocation, PoolError> {
+        let mac = self.check_wish(wish)?;
+        let forward = &network.forward;
+        if forward.mode != ForwardMode::Hostdev {
+            let mode = format!("{:?}", forward.mode).to_lowercase();
+            return Err(PoolError::NotHostdev(network.name.clone(), mode));
+        }
+        let terms = network.terms(portgroup)?;
+        if let Some(pf) = &forward.pf {
+            self.enabled(pf)?;
+        }
+        let all = self.of_network(network);
+        for address in &forward.addresses {
+            if !all.iter().any(|(_, vf)| Ok(vf.address) == address.parse()) {
+                return Err(PoolError::NoVf(network.name.clone(), address.clone()));
+            }
+        }
+        let (taken, free): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|(pf, vf)| self.owner(&pf.netdev, vf.index).is_some());
+        if free.is_empty() {
+            let owner = |(pf, vf): &(&Pf, &Vf)| {
+                let owner = self.owner(&pf.netdev, vf.index).map_or("?", |a| a.name.as_str());
+                format!("{} to {owner}", vf.address)
+            };
+            let taken: Vec<String> = taken.iter().map(owner).collect();
+            return Err(PoolError::PoolExhausted(network.name.clone(), taken.join(", ")));
+        }
+        let nic = free[0].0.netdev.clone();
+        let best = free.into_iter().find(|(_, vf)| vf.is_separate());
+        let (pf, vf) = best.ok_or(PoolError::NoGroup(nic))?;
+        let allocation = Allocation {
+            name: wish.name.clone(),
+            pf: pf.netdev.clone(),
+            index: vf.index,
+            address: vf.address,
+            mac,
+            vlan: wish.vlan.or_else(|| Some(terms.vlan?.tags.first()?.id)),
+            network: Some(network.name.clone()),
+            managed: forward.managed,
+            driver: forward.driver.clone(),
+        };
+        self.keep(allocation)
+    }
+
+    /// Checks that a name can have a function; returns the address of its device.
+    fn check_wish(&self, wish: &Wish) -> Result<MacAddr, PoolError> {
+        let Wish { name, mac, vlan } = wish;
         check_name("guest", name)?;
-        if let Some(have) = self.allocations.iter().find(|a| a.name == name) {
-            return Err(PoolError::Taken(name.to_owned(), have.address, have.pf.clone()));
+        if let Some(have) = self.allocations.iter().find(|a| a.name == *name) {
+            return Err(PoolError::Taken(name.clone(), have.address, have.pf.clone()));
         }
         let mac = mac.unwrap_or_else(|| mac_of(name));
         if mac.is_multicast() || mac == MacAddr::ZERO {
@@ -210,20 +354,10 @@ impl Pool {
         if let Some(vid) = vlan.filter(|vid| !(1..=4094).contains(vid)) {
             return Err(SpecError(format!("vlan {vid}: use 1 to 4094")).into());
         }
-        let nic = self.pf(pf)?;
-        if nic.total == 0 {
-            return Err(PoolError::NoneOffered(pf.to_owned()));
-        }
-        if nic.vfs.is_empty() {
-            return Err(PoolError::NoneEnabled(pf.to_owned(), nic.total, self.switch_of(pf)));
-        }
-        let free: Vec<_> = nic.vfs.iter().filter(|vf| self.owner(pf, vf.index).is_none()).collect();
-        if free.is_empty() {
-            return Err(PoolError::Exhausted(pf.to_owned(), nic.enabled, nic.total));
-        }
-        let vf = free.into_iter().find(|vf| vf.is_separate()).ok_or_else(|| PoolError::NoGroup(pf.to_owned()))?;
-        let allocation =
-            Allocation { name: name.to_owned(), pf: pf.to_owned(), index: vf.index, address: vf.address, mac, vlan };
+        Ok(mac)
+    }
+
+    fn keep(&mut self, allocation: Allocation) -> Result<Allocation, PoolError> {
         self.allocations.push(allocation.clone());
         self.save()?;
         Ok(allocation)
@@ -271,9 +405,14 @@ impl Allocation {
     #[must_use]
     pub fn libvirt_xml(&self) -> String {
         let PciAddress { domain, bus, slot, function } = self.address;
+        let managed = if self.managed { "yes" } else { "no" };
+        let driver = self.driver.as_ref().map_or_else(String::new, |driver| {
+            let key = if driver == "vfio" { "name" } else { "model" };
+            format!("  <driver {key}='{driver}'/>\n")
+        });
         let vlan = self.vlan.map_or_else(String::new, |vid| format!("  <vlan>\n    <tag id='{vid}'/>\n  </vlan>\n"));
         format!(
-            "<interface type='hostdev' managed='yes'>\n  <mac address='{}'/>\n  <source>\n    \
+            "<interface type='hostdev' managed='{managed}'>\n{driver}  <mac address='{}'/>\n  <source>\n    \
              <address type='pci' domain='0x{domain:04x}' bus='0x{bus:02x}' slot='0x{slot:02x}' function='0x{function}'/>\n  \
              </source>\n{vlan}</interface>\n",
             self.mac

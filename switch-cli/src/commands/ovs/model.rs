@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub use switch_core::control::ovs::{BRIDGE, Vlans};
 use switch_core::control::{
     spec::{AttachmentSpec, DomainSpec, DressSpec, Kind, PortSpec, RoleSpec},
     wire::{DomainView, Edit, PortView, Status},
@@ -14,70 +15,8 @@ use switch_core::control::{
 use super::{Failure, fail};
 use crate::client::Client;
 
-/// At a port: the bridge it was added to.
-pub const BRIDGE: &str = "ovs.bridge";
 /// At a domain: the bridge whose VLAN it is, made by [`Model::settle`].
 const VLAN_OF: &str = "ovs.vlan-of";
-
-/// How frames of a port are tagged: the columns `tag`, `trunks` and `vlan_mode` of the table Port.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Vlans {
-    /// The access or native VLAN.
-    pub tag: Option<u16>,
-    /// VLANs of a trunk; empty: all.
-    pub trunks: BTreeSet<u16>,
-    /// `access`, `trunk` or `native-untagged`.
-    pub mode: Option<String>,
-}
-
-impl Vlans {
-    /// What the labels of a port say.
-    pub fn of(port: &PortSpec) -> Vlans {
-        let label = |key: &str| port.labels.get(key);
-        Vlans {
-            tag: label("ovs.port.tag").and_then(|t| t.parse().ok()),
-            trunks: label("ovs.port.trunks")
-                .map(|t| t.split(',').filter_map(|v| v.parse().ok()).collect())
-                .unwrap_or_default(),
-            mode: label("ovs.port.vlan_mode").cloned(),
-        }
-    }
-
-    /// Writes the labels.
-    pub fn keep(&self, port: &mut PortSpec) {
-        let trunks: Vec<String> = self.trunks.iter().map(u16::to_string).collect();
-        for (key, value) in [
-            ("ovs.port.tag", self.tag.map(|t| t.to_string())),
-            ("ovs.port.trunks", Some(trunks.join(",")).filter(|t| !t.is_empty())),
-            ("ovs.port.vlan_mode", self.mode.clone()),
-        ] {
-            match value {
-                Some(value) => drop(port.labels.insert(key.to_owned(), value)),
-                None => drop(port.labels.remove(key)),
-            }
-        }
-    }
-
-    /// The VLAN without a tag on the wire (0 is the bridge's own, `None` if there is none), and whether there are tagged ones.
-    fn wire(&self) -> Result<(Option<u16>, bool), &'static str> {
-        match (self.mode.as_deref(), self.tag) {
-            (None | Some("access"), Some(tag)) => Ok((Some(tag), false)),
-            (Some("access"), None) => Ok((Some(0), false)),
-            // Without trunks it is a trunk of all VLANs, the one without a tag among them.
-            (None | Some("trunk"), _) => Ok(((self.trunks.is_empty() || self.trunks.contains(&0)).then_some(0), true)),
-            (Some("native-untagged"), tag) => Ok((Some(tag.unwrap_or(0)), true)),
-            (Some("native-tagged"), _) => Err(
-                "vlan_mode=native-tagged: a port of this switch cannot take untagged frames for a VLAN that it sends with a tag; use native-untagged, or trunk",
-            ),
-            _ => Err("vlan_mode: use access, trunk or native-untagged"),
-        }
-    }
-
-    /// The VLANs that the port names.
-    fn named(&self) -> impl Iterator<Item = u16> + '_ {
-        self.tag.into_iter().chain(self.trunks.iter().copied()).filter(|vid| *vid != 0)
-    }
-}
 
 /// What is there, and what shall be.
 #[derive(Clone, Debug, Default)]
@@ -158,7 +97,9 @@ impl Model {
         if let Some(bridge) = port.labels.get(BRIDGE) {
             return Some(bridge.clone());
         }
-        let domain = &port.domains.first()?.domain;
+        // One that joins a network by its name is where that puts it.
+        let given = || self.views.get(&port.name)?.effective().domains.first();
+        let domain = &port.domains.first().or_else(given)?.domain;
         Some(self.vlan_of(domain).unwrap_or(domain).to_owned())
     }
 
@@ -209,7 +150,7 @@ impl Model {
             let vlans = Vlans::of(port);
             let (untagged, trunk) = vlans.wire().or_else(|e| fail(format!("port {}: {e}", port.name)))?;
             let mut wanted: Vec<(String, DressSpec)> =
-                untagged.map(|vid| (domain_of(bridge, vid), DressSpec::Untagged)).into_iter().collect();
+                untagged.map(|vid| (domain_of(bridge, vid), vlans.native_dress(vid))).into_iter().collect();
             if trunk {
                 let on_wire =
                     |vid: &u16| Some(*vid) != untagged && (vlans.trunks.is_empty() || vlans.trunks.contains(vid));

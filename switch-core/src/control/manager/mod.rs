@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    path::PathBuf,
     sync::Arc,
     time::Instant,
 };
@@ -13,10 +14,12 @@ use std::{
 mod announce;
 mod attend;
 mod edits;
+mod functions;
 mod networks;
 mod policy;
 mod views;
 
+use self::functions::functions;
 use super::{
     desired::Desired,
     drivers::Drivers,
@@ -101,6 +104,8 @@ pub struct Manager {
     journal: Option<Journal>,
     /// The addresses that clean ports have obtained.
     learned: Learned,
+    /// The state directory.
+    state: Option<PathBuf>,
     drivers: Drivers,
     news: Arc<tokio::sync::Notify>,
     desired: Desired,
@@ -139,6 +144,7 @@ impl Manager {
             settings,
             learned: Learned::open(journal.as_ref().map(Journal::directory)),
             journal: None,
+            state: journal.as_ref().map(|journal| journal.directory().to_owned()),
             drivers: Drivers { links: Links::new(notifier.clone()), guards, notifier },
             news,
             desired: Desired::default(),
@@ -151,7 +157,11 @@ impl Manager {
             notice_number: 0,
             started: Instant::now(),
         };
+        let places = desired.places.clone();
         manager.change(desired)?;
+        if let Some(journal) = journal.as_ref().filter(|_| manager.desired.places != places) {
+            journal.save(&manager.desired).map_err(ManagerError::Journal)?;
+        }
         manager.journal = journal;
         Ok(manager)
     }
@@ -160,6 +170,14 @@ impl Manager {
     #[must_use]
     pub fn desired(&self) -> &Desired {
         &self.desired
+    }
+
+    /// Gives members of networks their devices; what [`change`](Self::change) does first.
+    ///
+    /// # Errors
+    /// A network has none left; nothing has changed.
+    pub fn settle(&self, desired: &mut Desired) -> Result<(), SpecError> {
+        desired.settle(|network, pf| functions(&self.settings.sysfs, self.state.as_deref(), network, pf))
     }
 
     /// How the switch was started.
@@ -178,8 +196,9 @@ impl Manager {
     ///
     /// # Errors
     /// The state contradicts itself or cannot be journalled: nothing has changed. Or the switch failed.
-    pub fn change(&mut self, desired: Desired) -> Result<Done, ManagerError> {
+    pub fn change(&mut self, mut desired: Desired) -> Result<Done, ManagerError> {
         desired.check()?;
+        self.settle(&mut desired)?;
         self.check_equipment(&desired)?;
         let steps = plan(&self.desired, &desired);
         if desired.effective_ports().len() > MAX_PORTS {

@@ -1,14 +1,15 @@
 //! Networks: their changes, what is told to the thread that looks after their gateways, and what it has found.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Manager, ManagerError};
+use super::{Manager, ManagerError, functions};
 use crate::{
     control::{
         desired::{Desired, Origin, Owned},
-        spec::{NetworkSpec, SpecError},
+        members::wire_name,
+        spec::{NetworkSpec, PortSpec, SpecError, network::ForwardMode},
         uplinks::uplink_name,
-        wire::{Done, NetworkState, NetworkView},
+        wire::{Done, MemberView, NetworkState, NetworkView, PoolView},
     },
     fdb::Flush,
     network::{self, Outcome},
@@ -100,6 +101,14 @@ impl Manager {
             ))
             .into());
         }
+        let members: Vec<&str> = desired.members_of(name).map(|port| port.name.as_str()).collect();
+        if let Some(first) = members.first() {
+            return Err(SpecError(format!(
+                "network \"{name}\" has members ({}); take them out first, for example: vswitch port set {first} network=none",
+                members.join(", ")
+            ))
+            .into());
+        }
         let members: Vec<&str> = desired
             .ports
             .values()
@@ -163,16 +172,65 @@ impl Manager {
         Ok((done, self.outcomes.remove(name)))
     }
 
+    /// The ports that join a network.
+    fn member_views(&self, network: &NetworkSpec, ports: &BTreeMap<String, PortSpec>) -> Vec<MemberView> {
+        let view = |asked: &PortSpec| {
+            let port = ports.get(&asked.name).unwrap_or(asked);
+            let terms = network.terms(asked.portgroup.as_deref()).unwrap_or_default();
+            MemberView {
+                port: port.name.clone(),
+                portgroup: terms.group.map(str::to_owned),
+                device: self.desired.places.get(&port.name).map(|place| place.device.clone()),
+                domains: port.domains.clone(),
+                rate_to: port.rate_to,
+                rate_from: port.rate_from,
+                pinned: port.pinned(),
+            }
+        };
+        self.desired.members_of(&network.name).map(view).collect()
+    }
+
+    fn pool_view(&self, network: &NetworkSpec, members: &[MemberView]) -> Vec<PoolView> {
+        let on = |device: &str| {
+            let has = |member: &&MemberView| member.device.as_deref() == Some(device);
+            members.iter().filter(has).map(|member| member.port.clone()).collect()
+        };
+        match network.forward.mode {
+            ForwardMode::Hostdev => functions::given(&self.settings.sysfs, self.state.as_deref(), network),
+            ForwardMode::Macvtap => {
+                let pf = network.forward.pf.as_deref();
+                let found = pf.and_then(|pf| functions::netdevs(&self.settings.sysfs, self.state.as_deref(), pf));
+                let mut devices: Vec<String> = network.pool().cloned().chain(found.into_iter().flatten()).collect();
+                // Who has one that is not there now still has it.
+                devices.extend(members.iter().filter_map(|member| member.device.clone()));
+                let mut seen = BTreeSet::new();
+                devices.retain(|device| seen.insert(device.clone()));
+                devices.into_iter().map(|device| PoolView { members: on(&device), device }).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Why a member's way out is not there.
+    fn wire_reason(&self, members: &[MemberView]) -> Option<String> {
+        members.iter().filter(|member| member.device.is_some()).find_map(|member| {
+            let reason = self.reason(&wire_name(&member.port))?;
+            Some(format!("the macvtap of port {}: {reason}", member.port))
+        })
+    }
+
     /// All networks, by name.
     #[must_use]
     pub fn networks(&self) -> Vec<NetworkView> {
+        let ports = self.desired.effective_ports();
         let view = |(name, network): (&String, &Owned<NetworkSpec>)| {
             let spec = network.spec.clone();
             let observed = self.networks.as_ref().and_then(|n| n.observed(name)).unwrap_or_default();
             let port = self.reason(name).filter(|_| spec.has_host()).map(|reason| format!("its host port: {reason}"));
             let uplink = uplink_name(&spec).and_then(|port| self.reason(&port).map(|why| format!("its uplink: {why}")));
             let active = self.desired.active.contains(name);
-            let reason = port.or(uplink).or(observed.trouble).filter(|_| active);
+            let members = self.member_views(&spec, &ports);
+            let reason = port.or(uplink).or_else(|| self.wire_reason(&members)).or(observed.trouble).filter(|_| active);
             NetworkView {
                 origin: network.origin,
                 state: match (active, observed.up) {
@@ -184,6 +242,8 @@ impl Manager {
                 table: network::rules_table(&spec),
                 blockers: observed.blockers,
                 dnsmasq: observed.dnsmasq,
+                pool: self.pool_view(&spec, &members),
+                members,
                 leases: self.networks.as_ref().map(|n| n.leases(name)).unwrap_or_default(),
                 spec,
             }

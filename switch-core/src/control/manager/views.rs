@@ -66,7 +66,9 @@ impl Manager {
             .collect()
     }
 
-    fn port_view(&self, spec: PortSpec, link: Option<&Link>) -> PortView {
+    fn port_view(&self, effective: PortSpec, link: Option<&Link>) -> PortView {
+        let spec =
+            self.desired.ports.get(&effective.name).map_or_else(|| effective.clone(), |owned| owned.spec.clone());
         let open = self.open.get(&spec.name);
         let totals = open.map(|o| o.shared.counters.total()).unwrap_or_default();
         let lost = open.zip(link).map_or(0, |(o, link)| not_taken(spec.kind, link).saturating_sub(o.not_taken));
@@ -94,6 +96,7 @@ impl Manager {
                 .map(|r| (r.name().to_owned(), totals.dropped(*r)))
                 .filter(|(_, n)| *n > 0)
                 .collect(),
+            effective: (effective != spec).then(|| Box::new(effective)),
             spec,
         }
     }

@@ -249,6 +249,11 @@ impl Reader<'_> {
                 forward.domain = bridge;
                 spec.bridge.name = None;
             }
+            // An active network lists the functions that its NIC has now as well.
+            ForwardMode::Macvtap | ForwardMode::Hostdev if forward.pf.is_some() => {
+                forward.interfaces.clear();
+                forward.addresses.clear();
+            }
             // libvirt says the same device twice.
             ForwardMode::Macvtap | ForwardMode::Hostdev => {
                 if let Some(dev) = dev.filter(|dev| !forward.interfaces.contains(dev)) {

@@ -78,6 +78,14 @@ fn modes_are_told_apart_by_what_they_have() {
     );
     assert_eq!(of("macvtap-pool").interfaces, ["eth10", "eth11"]);
     assert_eq!(of("macvtap-pf").pf.as_deref(), Some("eth3"));
+    // What the NIC has while the network is active is no setting.
+    let active = recorded("hostdev-pf")
+        .replace("<pf dev", "<address type='pci' domain='0x0000' bus='0x04' slot='0x10' function='0x1'/><pf dev");
+    assert_eq!(understood(&active).forward, of("hostdev-pf"));
+    let active = recorded("macvtap-pf")
+        .replace("<forward mode", "<forward dev='v0' mode")
+        .replace("<pf dev", "<interface dev='v0' connections='1'/><interface dev='v1'/><pf dev");
+    assert_eq!(understood(&active).forward, of("macvtap-pf"));
     assert_eq!(of("hostdev").addresses, ["0000:04:00.1", "0000:04:00.2"]);
     assert_eq!(of("ovs").mode, ForwardMode::Openvswitch);
 }
@@ -137,4 +145,43 @@ fn what_libvirt_has_no_words_for_is_said() {
     let warnings = write(&spec).warnings;
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].contains("netns") && warnings[1].contains("dns.ttl_s"), "{warnings:?}");
+}
+
+/// What `virsh net-dumpxml` says of networks of all modes can be carried out, or it is said what cannot.
+#[test]
+fn everything_recorded_is_supported_or_refused_with_a_mend() {
+    for entry in std::fs::read_dir(RECORDED).expect("recorded") {
+        let path = entry.expect("recorded").path();
+        let spec = understood(&std::fs::read_to_string(&path).expect("recorded"));
+        let error = spec.supported().err().map(|e| e.to_string());
+        let refused = (spec.name == "bandwidth").then_some("firewall-cmd --zone=lab --change-interface=virbr15");
+        assert_eq!(error.is_some(), refused.is_some(), "{}: {error:?}", path.display());
+        assert!(error.is_none_or(|error| error.contains(refused.unwrap_or_default())), "{}", path.display());
+    }
+}
+
+#[test]
+fn settings_of_a_portgroup_go_both_ways() {
+    let text = "<network><name>n</name><forward mode='bridge'/><bridge name='br0'/><portgroup name='g' default='yes'>\
+        <vlan trunk='yes'><tag id='5' nativeMode='untagged'/><tag id='6'/></vlan>\
+        <bandwidth><inbound average='10' peak='20' burst='5'/><outbound average='7'/></bandwidth>\
+        <port isolated='yes'/></portgroup></network>";
+    let spec = understood(text);
+    spec.supported().expect("all of it");
+    let terms = spec.terms(None).expect("the default one");
+    assert!(terms.isolated && terms.vlan.is_some_and(|vlan| vlan.is_trunk()) && terms.rate_to.is_some());
+    assert_eq!(understood(&write(&spec).xml), spec);
+    let mut pinned = spec;
+    pinned.portgroup[0].mac_table_manager = Some(crate::control::spec::network::MacTableManager::Libvirt);
+    let warnings = write(&pinned).warnings;
+    assert!(warnings.len() == 1 && warnings[0].contains("mac_table_manager of a portgroup"), "{warnings:?}");
+    let unknown = text.replace("<port isolated='yes'/>", "<port isolated='yes' colour='red'/><queue/>");
+    let warnings = read(&unknown).expect("the rest is right").warnings.join("\n");
+    assert!(
+        warnings.contains("network/portgroup/port@colour") && warnings.contains("network/portgroup/queue is"),
+        "{warnings}"
+    );
+    let floor = text.replace("peak='20'", "floor='3'");
+    let error = understood(&floor).supported().expect_err("no floor").to_string();
+    assert!(error.contains("portgroup \"g\": bandwidth floor"), "{error}");
 }

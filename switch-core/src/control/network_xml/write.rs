@@ -141,6 +141,7 @@ fn warnings(spec: &NetworkSpec) -> Vec<String> {
         ("forward.fix_forward", spec.forward.fix_forward),
         ("forward.dev of mode \"bridge\"", spec.forward.mode == ForwardMode::Bridge && spec.forward.dev.is_some()),
         ("forward.uplink", spec.forward.uplink.is_some()),
+        ("mac_table_manager of a portgroup", spec.portgroup.iter().any(|group| group.mac_table_manager.is_some())),
         ("dns.ttl_s", spec.dns.ttl_s.is_some()),
         ("ip.ra", spec.ip.iter().any(|ip| ip.ra.is_some())),
         ("ip.dhcp.enable = false", spec.ip.iter().any(dhcp)),

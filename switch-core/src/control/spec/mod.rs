@@ -9,6 +9,7 @@ mod device;
 mod domain;
 mod kind;
 mod labels;
+mod membership;
 pub mod network;
 mod policy;
 mod port;
@@ -102,6 +103,17 @@ mod tests {
         assert_eq!((port.path, port.mode), (Some("/run/s0".into()), Some(Mode::Client)));
         let port: PortSpec = "s0=dgram,address=[::1]:7001,peer=[::1]:7002".parse().expect("valid");
         assert_eq!(port.peer_address().map(|a| a.port()), Ok(7002));
+        let port: PortSpec = "t0=tap,network=lab,portgroup=slow".parse().expect("valid");
+        assert_eq!(
+            (port.network.as_deref(), port.portgroup.as_deref(), port.domains),
+            (Some("lab"), Some("slow"), vec![])
+        );
+        let port: PortSpec = "t0=tap,domain=red:isolated,network=lab".parse().expect("valid");
+        assert_eq!(port.domains[0].to_string(), "red:isolated");
+        let read = |more: &str| serde_json::from_str::<PortSpec>(&format!(r#"{{"name":"t0","kind":"tap"{more}}}"#));
+        assert_eq!(read("").expect("valid").domains, default_attachments());
+        assert!(read(r#","network":"lab""#).expect("valid").domains.is_empty());
+        assert!(read(r#","domains":[]"#).expect("valid").domains.is_empty());
         let trunk = "up=tap,domain=red:tag=10:native:isolated,domain=blue:tag=20:tpid=0x88a8:native";
         let wrong = trunk.parse::<PortSpec>().expect_err("two native VLANs").to_string();
         assert!(wrong.contains("same frames"), "{wrong}");
@@ -169,6 +181,8 @@ mod tests {
             ("s0=stream,path=/run/x,peer=/run/y", "peer= is not for stream"),
             ("s0=dgram,path=/run/x", "peer= is missing"),
             ("s0=dgram,address=1.2.3.4:5,peer=/run/y", "ADDRESS:PORT"),
+            ("t0=tap,portgroup=slow", "network=NAME"),
+            ("t0=tap,network=a/b", "network name"),
             ("t0=tap,colour=red", "unknown key \"colour\""),
             ("a-very-long-port-name=tap", "device="),
             ("a/b=tap", "cannot be a port name"),

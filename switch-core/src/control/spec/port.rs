@@ -31,6 +31,11 @@ pub(super) fn default_attachments() -> Vec<AttachmentSpec> {
     vec![AttachmentSpec::untagged(DEFAULT_DOMAIN)]
 }
 
+/// What stands for attachments that nobody spoke of while a port is read: no domain can have this name.
+pub(super) fn unsaid_attachments() -> Vec<AttachmentSpec> {
+    vec![AttachmentSpec::untagged("")]
+}
+
 fn yes() -> bool {
     true
 }
@@ -50,8 +55,17 @@ fn one() -> u16 {
 }
 
 /// Keys that ports of every kind have, beside `domain`.
-const EVERY_PORT: &[&str] =
-    &["link", "hairpin", "learning", "fdb-limit", "storm-broadcast", "storm-multicast", "storm-unknown"];
+const EVERY_PORT: &[&str] = &[
+    "link",
+    "hairpin",
+    "learning",
+    "fdb-limit",
+    "storm-broadcast",
+    "storm-multicast",
+    "storm-unknown",
+    "network",
+    "portgroup",
+];
 
 fn user_id(text: &str) -> Result<u32, SpecError> {
     match (text.parse(), nix::unistd::User::from_name(text)) {
@@ -94,7 +108,7 @@ where
 
 /// A port as it is wanted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub struct PortSpec {
     /// Its unique name.
     pub name: String,
@@ -199,8 +213,14 @@ pub struct PortSpec {
     /// What is read from the port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_from: Option<Rate>,
-    /// Its memberships.
-    #[serde(default = "default_attachments")]
+    /// The network that it joins by name, for what that gives to a port: attachments and settings that are not said here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// The network's portgroup; its default one unless given, and with `none` not even that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub portgroup: Option<String>,
+    /// Its memberships, beside those that it has by its network.
+    #[serde(default = "unsaid_attachments")]
     pub domains: Vec<AttachmentSpec>,
     /// What others keep here.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
@@ -247,6 +267,8 @@ impl PortSpec {
             flood: true,
             rate_to: None,
             rate_from: None,
+            network: None,
+            portgroup: None,
             domains: default_attachments(),
             labels: Labels::new(),
         }
@@ -305,6 +327,8 @@ impl PortSpec {
             "storm-broadcast" => self.storm.broadcast = number(key, value)?,
             "storm-multicast" => self.storm.multicast = number(key, value)?,
             "storm-unknown" => self.storm.unknown = number(key, value)?,
+            "network" => self.set_network(value)?,
+            "portgroup" => self.set_portgroup(value)?,
             _ if self.set_policy(key, value)? => {}
             _ => {
                 return wrong(format!(
@@ -357,6 +381,7 @@ impl PortSpec {
             return wrong(format!("port \"{name}\": mtu={mtu}: use {MIN_MTU} to {MAX_MTU}"));
         }
         self.check_policy()?;
+        self.check_membership()?;
         for (index, a) in self.domains.iter().enumerate() {
             for b in &self.domains[..index] {
                 if a.domain == b.domain {
@@ -466,6 +491,8 @@ impl PortSpec {
             learning: true,
             fdb_limit: None,
             storm: StormLimits::default(),
+            network: None,
+            portgroup: None,
             domains: Vec::new(),
             labels: Labels::new(),
             ..self.clone().without_policy()

@@ -2,9 +2,13 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use super::{AddressRange, Cidr, DhcpSpec, ForwardMode, IpSpec, NetworkSpec, PortGroup, RaMode, UplinkSpec, VlanSpec};
+use super::{
+    AddressRange, Bandwidth, Cidr, DhcpSpec, ForwardMode, IpSpec, MacvtapMode, NetworkSpec, RaMode, UplinkSpec,
+    VlanSpec,
+};
 use crate::{
     control::spec::{MAX_MTU, MIN_MTU, SpecError, check_name, wrong},
+    hostdev::PciAddress,
     port::tap::MAX_NAME as MAX_DEVICE_NAME,
 };
 
@@ -66,6 +70,7 @@ impl NetworkSpec {
         }
         self.check_names()?;
         self.vlan.iter().try_for_each(check_vlan)?;
+        self.bandwidth.iter().try_for_each(check_bandwidth)?;
         self.check_groups()
     }
 
@@ -94,6 +99,15 @@ impl NetworkSpec {
         if mode == ForwardMode::Openvswitch && self.bridge.name.is_none() {
             return wrong("forward mode \"openvswitch\" needs bridge.name: the bridge that exists");
         }
+        if mode == ForwardMode::Openvswitch
+            && let Some(device) = self.pool().next()
+        {
+            let bridge = self.device();
+            return wrong(format!(
+                "forward mode \"openvswitch\" has the devices of its bridge; plug \"{device}\" in there: vswitch ovs-vsctl add-port {bridge} {device}"
+            ));
+        }
+        self.check_pool()?;
         if !self.has_host() && (!self.ip.is_empty() || !self.route.is_empty()) {
             return wrong(format!("ip and route are not for forward mode {mode:?}: others have the gateway"));
         }
@@ -119,6 +133,62 @@ impl NetworkSpec {
             if rule.address.is_some_and(|a| a.is_ipv4() != rule.to.is_ipv4()) {
                 return wrong(format!("port_forwards: address and {} are of two families", rule.to));
             }
+        }
+        Ok(())
+    }
+
+    /// What guests' devices are taken from.
+    fn check_pool(&self) -> Result<(), SpecError> {
+        let forward = &self.forward;
+        let (by_name, by_address) = (self.pool().next().is_some(), !forward.addresses.is_empty());
+        match forward.mode {
+            ForwardMode::Macvtap => {
+                if by_address {
+                    return wrong("forward.addresses are for mode \"hostdev\"; a macvtap is on a device with a name");
+                }
+                if by_name == forward.pf.is_some() {
+                    return wrong(
+                        "forward mode \"macvtap\" needs either interfaces (devices to make macvtaps on) or pf (a NIC whose virtual functions are these)",
+                    );
+                }
+                if forward.pf.is_some() && forward.macvtap != Some(MacvtapMode::Passthrough) {
+                    return wrong("forward.pf: a virtual function has one guest: macvtap = \"passthrough\"");
+                }
+                if forward.pf.is_some() && self.netns.is_some() {
+                    return wrong(
+                        "forward.pf: virtual functions are looked up in the switch's own namespace; leave netns out",
+                    );
+                }
+                let mut seen = BTreeSet::new();
+                if let Some(twice) = self.pool().find(|device| !seen.insert(*device)) {
+                    return wrong(format!("forward.interfaces: \"{twice}\" is there twice"));
+                }
+            }
+            ForwardMode::Hostdev => {
+                if by_name {
+                    return wrong(
+                        "forward mode \"hostdev\" has virtual functions: use pf or addresses instead of devices",
+                    );
+                }
+                if by_address == forward.pf.is_some() {
+                    return wrong(
+                        "forward mode \"hostdev\" needs either pf (a NIC with virtual functions) or addresses (of virtual functions)",
+                    );
+                }
+                for address in &forward.addresses {
+                    address.parse::<PciAddress>().map_err(SpecError)?;
+                }
+            }
+            _ if forward.pf.is_some() || by_address => {
+                return wrong("forward.pf and forward.addresses are for modes \"macvtap\" and \"hostdev\"");
+            }
+            _ => {}
+        }
+        if forward.macvtap.is_some() && forward.mode != ForwardMode::Macvtap {
+            return wrong("forward.macvtap is for mode \"macvtap\"");
+        }
+        if forward.mode != ForwardMode::Hostdev && (forward.managed || forward.driver.is_some()) {
+            return wrong("forward.managed and forward.driver are for mode \"hostdev\"");
         }
         Ok(())
     }
@@ -158,49 +228,19 @@ impl NetworkSpec {
     fn check_groups(&self) -> Result<(), SpecError> {
         let mut seen = BTreeSet::new();
         for group in &self.portgroup {
+            // "none" cannot be one: a port says so that it wants none.
             check_name("portgroup", &group.name)?;
             if !seen.insert(&group.name) {
                 return wrong(format!("portgroup \"{}\" is defined twice", group.name));
             }
-            group.vlan.iter().try_for_each(check_vlan)?;
+            let inside = |e: SpecError| SpecError(format!("portgroup \"{}\": {e}", group.name));
+            group.vlan.iter().try_for_each(check_vlan).map_err(inside)?;
+            group.bandwidth.iter().try_for_each(check_bandwidth).map_err(inside)?;
         }
         if self.portgroup.iter().filter(|g| g.default).count() > 1 {
             return wrong("only one portgroup is the default");
         }
         Ok(())
-    }
-
-    /// Whether this version can do all that is said here.
-    ///
-    /// # Errors
-    /// Names what it cannot do yet.
-    pub fn supported(&self) -> Result<(), SpecError> {
-        let mode = match self.forward.mode {
-            ForwardMode::Macvtap => Some("forward mode \"macvtap\""),
-            ForwardMode::Hostdev => Some("forward mode \"hostdev\""),
-            ForwardMode::Openvswitch => Some("forward mode \"openvswitch\""),
-            _ => None,
-        };
-        let group = |has: fn(&PortGroup) -> bool| self.portgroup.iter().any(has);
-        let missing = [
-            mode,
-            self.bandwidth.map(|_| "bandwidth"),
-            self.vlan.as_ref().map(|_| "vlan"),
-            self.virtual_port.as_ref().map(|_| "virtual_port"),
-            group(|g| g.bandwidth.is_some()).then_some("bandwidth of a portgroup"),
-            group(|g| g.vlan.is_some()).then_some("vlan of a portgroup"),
-            group(|g| g.virtual_port.is_some()).then_some("virtual_port of a portgroup"),
-            group(|g| g.port_isolated).then_some("port_isolated of a portgroup"),
-            (self.trust_guest_rx_filters == Some(true)).then_some("trust_guest_rx_filters"),
-            (self.bridge.mac_table_manager == Some(super::MacTableManager::Libvirt))
-                .then_some("mac_table_manager \"libvirt\""),
-            self.bridge.zone.as_ref().map(|_| "bridge.zone"),
-            self.domain.as_ref().filter(|d| d.register).map(|_| "domain.register"),
-        ];
-        match missing.into_iter().flatten().next() {
-            Some(what) => wrong(format!("network \"{}\": {what} is not supported yet", self.name)),
-            None => Ok(()),
-        }
     }
 }
 
@@ -220,10 +260,37 @@ fn check_vlan(vlan: &VlanSpec) -> Result<(), SpecError> {
     if vlan.tags.is_empty() {
         return wrong("vlan: tags are missing");
     }
-    match vlan.tags.iter().find(|tag| !(1..=4094).contains(&tag.id)) {
-        Some(tag) => wrong(format!("vlan tag {}: a VLAN id is 1 to 4094", tag.id)),
-        None => Ok(()),
+    let mut seen = BTreeSet::new();
+    for tag in &vlan.tags {
+        if !(1..=4094).contains(&tag.id) {
+            return wrong(format!("vlan tag {}: a VLAN id is 1 to 4094", tag.id));
+        }
+        if !seen.insert(tag.id) {
+            return wrong(format!("vlan tag {}: it is there twice", tag.id));
+        }
     }
+    if vlan.tags.iter().filter(|tag| tag.native_mode.is_some()).count() > 1 {
+        return wrong("vlan: only one tag can have a native_mode");
+    }
+    Ok(())
+}
+
+/// A floor alone is understood; [`NetworkSpec::supported`] refuses it.
+fn check_bandwidth(bandwidth: &Bandwidth) -> Result<(), SpecError> {
+    for (name, rate) in [("inbound", bandwidth.inbound), ("outbound", bandwidth.outbound)] {
+        let Some(rate) = rate else { continue };
+        let numbers = [rate.average, rate.peak, rate.burst, rate.floor];
+        if numbers.into_iter().flatten().any(|n| n == 0 || n > u64::from(u32::MAX)) {
+            return wrong(format!("bandwidth {name}: numbers are KiB per second and KiB, 1 to {}", u32::MAX));
+        }
+        if rate.average.is_none() && (rate.floor.is_none() || rate.peak.is_some() || rate.burst.is_some()) {
+            return wrong(format!("bandwidth {name}: average is missing"));
+        }
+        if rate.peak.zip(rate.average).is_some_and(|(peak, average)| peak < average) {
+            return wrong(format!("bandwidth {name}: the peak is less than the average"));
+        }
+    }
+    Ok(())
 }
 
 fn is_dns_name(name: &str) -> bool {

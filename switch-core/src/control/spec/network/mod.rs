@@ -2,10 +2,13 @@
 //! forwarded, the gateway's addresses, DHCP and DNS.
 //!
 //! It says all that libvirt's network XML says for these modes, under the same names where they are good ones, so that one can be written
-//! as the other. What no mechanism exists for yet is kept, too, and refused by [`NetworkSpec::supported`] when the network is defined.
+//! as the other. What the switch cannot do is kept, too, and refused by [`NetworkSpec::supported`] when the network is defined. [`Terms`] are what
+//! it gives to a port that joins.
 
 mod check;
 mod services;
+mod support;
+mod terms;
 #[cfg(test)]
 mod tests;
 mod uplink;
@@ -18,6 +21,7 @@ pub use services::{
     DhcpHost, DhcpRange, DhcpSpec, DnsForwarder, DnsHost, DnsSpec, DnsSrv, DnsTxt, IpSpec, NameSpec, RaMode, RouteSpec,
 };
 
+pub use terms::{NO_GROUP, Terms, vlan_domain};
 pub use uplink::{BondSpec, UplinkSpec};
 
 use crate::cidr::Cidr;
@@ -50,11 +54,11 @@ pub enum ForwardMode {
     Open,
     /// By a device that is a port of the domain, or by a domain that exists already.
     Bridge,
-    /// Guests are macvtap devices on a NIC (libvirt: `bridge`, `private`, `vepa`, `passthrough` with `<interface>`).
+    /// Each guest has a macvtap on a NIC (libvirt: `bridge`, `private`, `vepa`, `passthrough` with `<interface>`).
     Macvtap,
     /// Guests have PCI devices.
     Hostdev,
-    /// By Open vSwitch: an existing bridge of it.
+    /// By a bridge that `vswitch ovs-vsctl` made, with VLANs (libvirt: `bridge` with `<virtualport type='openvswitch'>`).
     Openvswitch,
 }
 
@@ -312,6 +316,9 @@ pub struct PortGroup {
     /// Bandwidth of each interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<Bandwidth>,
+    /// Who keeps the MAC table for them, if it is not as the network says. Ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac_table_manager: Option<MacTableManager>,
     /// VLANs of each interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vlan: Option<VlanSpec>,
@@ -413,7 +420,7 @@ impl NetworkSpec {
         !(self.foreign() || self.forward.mode == ForwardMode::Bridge && self.forward.domain.is_some())
     }
 
-    /// Whether frames pass by something that is not this switch.
+    /// Whether it is devices of guests, or a bridge that exists.
     #[must_use]
     pub fn foreign(&self) -> bool {
         matches!(self.forward.mode, ForwardMode::Macvtap | ForwardMode::Hostdev | ForwardMode::Openvswitch)

@@ -1,4 +1,5 @@
 use super::*;
+use crate::control::spec::DressSpec;
 
 const FULL: &str = r#"
 name = "web"
@@ -78,6 +79,12 @@ fn mistakes_are_named() {
         ("gateway = \"10.1.0.5\"", "gateway = \"10.2.0.5\"", "gateway 10.2.0.5"),
         ("mode = \"nat\"", "mode = \"routed\"", "for mode \"nat\""),
         ("id = 4,", "id = 4095,", "1 to 4094"),
+        ("tags = [", "tags = [{ id = 4 }, ", "there twice"),
+        ("tags = [", "tags = [{ id = 5, native_mode = \"tagged\" }, ", "only one tag"),
+        ("average = 1000, peak", "average = 9000, peak", "peak is less"),
+        ("average = 1000, peak", "peak", "average is missing"),
+        ("average = 1000, peak", "average = 0, peak", "1 to 4294967295"),
+        ("name = \"fast\"", "name = \"none\"", "portgroup name"),
         ("3e3fce45-", "zz", "uuid"),
     ] {
         let text = FULL.replacen(from, to, 1);
@@ -89,7 +96,20 @@ fn mistakes_are_named() {
         ("name = \"n\"\nforward = { mode = \"bridge\" }", "dev"),
         ("name = \"n\"\nforward = { mode = \"openvswitch\" }", "bridge.name"),
         (
-            "name = \"n\"\nforward = { mode = \"macvtap\" }\nip = [{ address = \"10.0.0.1/8\" }]",
+            "name = \"n\"\nforward = { mode = \"openvswitch\", dev = \"eth1\" }\nbridge = { name = \"b\" }",
+            "ovs-vsctl add-port b eth1",
+        ),
+        ("name = \"n\"\nforward = { mode = \"macvtap\" }", "interfaces"),
+        ("name = \"n\"\nforward = { mode = \"macvtap\", pf = \"eth0\" }", "passthrough"),
+        ("name = \"n\"\nforward = { mode = \"macvtap\", interfaces = [\"a\", \"a\"] }", "there twice"),
+        ("name = \"n\"\nforward = { mode = \"hostdev\" }", "either pf"),
+        ("name = \"n\"\nforward = { mode = \"hostdev\", addresses = [\"4:1\"] }", "no PCI address"),
+        ("name = \"n\"\nforward = { mode = \"hostdev\", interfaces = [\"a\"] }", "use pf or addresses"),
+        ("name = \"n\"\nforward = { pf = \"eth0\" }", "are for modes"),
+        ("name = \"n\"\nforward = { macvtap = \"vepa\" }", "for mode \"macvtap\""),
+        ("name = \"n\"\nforward = { managed = true }", "for mode \"hostdev\""),
+        (
+            "name = \"n\"\nforward = { mode = \"macvtap\", interfaces = [\"a\"] }\nip = [{ address = \"10.0.0.1/8\" }]",
             "others have the gateway",
         ),
     ] {
@@ -99,11 +119,104 @@ fn mistakes_are_named() {
 }
 
 #[test]
-fn what_cannot_be_done_yet_is_said() {
-    let error = read(FULL).supported().expect_err("bandwidth").to_string();
-    assert_eq!(error, "network \"web\": bandwidth of a portgroup is not supported yet");
-    let error = read("name = \"m\"\nforward = { mode = \"macvtap\", interfaces = [\"eth0\"] }")
-        .supported()
-        .expect_err("macvtap");
-    assert!(error.to_string().contains("macvtap"), "{error}");
+fn what_cannot_be_done_is_said_with_what_to_do_instead() {
+    let with = |mode: &str, more: &str| {
+        let forward = match mode {
+            "macvtap" => "mode = \"macvtap\", interfaces = [\"eth0\"]",
+            "hostdev" => "mode = \"hostdev\", pf = \"eth0\"",
+            "bridge" => "mode = \"bridge\", dev = \"eth0\"",
+            "openvswitch" => "mode = \"openvswitch\"",
+            _ => "mode = \"isolated\"",
+        };
+        let bridge = if mode == "openvswitch" { "bridge.name = \"ovsbr\"\n" } else { "" };
+        let spec = read(&format!("name = \"n\"\n{bridge}forward = {{ {forward} }}\n{more}"));
+        spec.check().unwrap_or_else(|e| panic!("{mode} {more}: {e}"));
+        spec.supported().err().map(|e| e.to_string())
+    };
+    let vlan = "vlan = { tags = [{ id = 42 }] }";
+    let group = |inner: &str| format!("[[portgroup]]\nname = \"g\"\n{inner}");
+    for (mode, more, part) in [
+        ("isolated", "bandwidth = { inbound = { average = 9, floor = 1 } }".to_owned(), "their average"),
+        ("isolated", group("bandwidth = { inbound = { floor = 1 } }"), "portgroup \"g\": bandwidth floor"),
+        (
+            "isolated",
+            "bandwidth = { inbound = { average = 9 }, outbound = { average = 8 } }".into(),
+            "give one of them",
+        ),
+        ("openvswitch", "bandwidth = { inbound = { average = 9 } }".into(), "vswitch domain set ovsbr rate="),
+        ("macvtap", "bandwidth = { inbound = { average = 9 } }".into(), "give it to a portgroup"),
+        ("hostdev", group("bandwidth = { inbound = { average = 9 } }"), "max_tx_rate"),
+        ("openvswitch", "mtu = 1400".into(), "vswitch domain set ovsbr mtu=1400"),
+        ("hostdev", "mtu = 1400".into(), "at the NIC"),
+        (
+            "openvswitch",
+            "trust_guest_rx_filters = true\n".to_owned() + &group("mac_table_manager = \"libvirt\""),
+            "leave one of them out",
+        ),
+        ("isolated", "bridge.zone = \"lab\"".into(), "firewall-cmd --zone=lab"),
+        ("isolated", "domain = { name = \"lab\", register = true }".into(), "resolvectl"),
+        ("isolated", vlan.to_owned(), "define one for each VLAN"),
+        ("macvtap", vlan.to_owned(), "type vlan id 42"),
+        ("hostdev", "vlan = { trunk = true, tags = [{ id = 42 }] }".into(), "give one tag"),
+        ("macvtap", "port_isolated = true".into(), "\"private\""),
+        ("macvtap", "bridge.mac_table_manager = \"libvirt\"".into(), "leave it out"),
+        ("macvtap", "trust_guest_rx_filters = true".into(), "passthrough"),
+        ("hostdev", "trust_guest_rx_filters = true".into(), "trust on"),
+        ("bridge", "virtual_port = { kind = \"802.1Qbg\" }".into(), "802.1Qbg"),
+        ("bridge", "virtual_port = { kind = \"openvswitch\" }".into(), "forward mode \"openvswitch\""),
+    ] {
+        let error = with(mode, &more).unwrap_or_else(|| panic!("{mode} {more}"));
+        assert!(error.starts_with("network \"n\": ") && error.contains(part), "{mode} {more}: {error}");
+    }
+    for (mode, more) in [
+        ("isolated", "bandwidth = { inbound = { average = 9 } }".to_owned()),
+        ("isolated", "bandwidth = { inbound = { average = 9 } }\nbridge.host = true".into()),
+        ("bridge", "bandwidth = { inbound = { average = 9 }, outbound = { average = 8 } }".into()),
+        ("bridge", vlan.to_owned()),
+        ("hostdev", vlan.to_owned()),
+        ("openvswitch", "virtual_port = { kind = \"openvswitch\" }\ntrust_guest_rx_filters = true".into()),
+        ("macvtap", group("bandwidth = { inbound = { average = 9 } }")),
+    ] {
+        assert_eq!(with(mode, &more), None, "{mode} {more}");
+    }
+}
+
+#[test]
+fn a_portgroup_goes_before_its_network() {
+    let spec = read(
+        r#"
+name = "n"
+forward = { mode = "openvswitch" }
+bridge = { name = "ovsbr", mac_table_manager = "libvirt" }
+vlan = { tags = [{ id = 42 }] }
+virtual_port = { kind = "openvswitch", parameters = { profileid = "all", interfaceid = "x" } }
+[[portgroup]]
+name = "slow"
+default = true
+bandwidth = { inbound = { average = 10, peak = 20, burst = 5 }, outbound = { average = 7 } }
+virtual_port = { parameters = { profileid = "slow" } }
+[[portgroup]]
+name = "trunk"
+port_isolated = true
+mac_table_manager = "kernel"
+vlan = { trunk = true, tags = [{ id = 4, native_mode = "untagged" }, { id = 5 }] }
+"#,
+    );
+    spec.supported().expect("all of it");
+    let slow = spec.terms(None).expect("the default one");
+    let vids = |terms: &Terms<'_>| terms.vlan.map(|vlan| vlan.dresses().collect::<Vec<_>>()).unwrap_or_default();
+    assert_eq!((slow.group, slow.isolated, slow.pinned), (Some("slow"), false, true));
+    assert_eq!(vids(&slow), [(42, DressSpec::Untagged)]);
+    let rates = (slow.rate_to.expect("a rate").to_string(), slow.rate_from.expect("a rate").to_string());
+    assert_eq!(rates, ("10:20:5".to_owned(), "7".to_owned()));
+    assert_eq!((slow.parameters["profileid"], slow.parameters["interfaceid"]), ("slow", "x"));
+    let trunk = spec.terms(Some("trunk")).expect("there");
+    assert_eq!((trunk.isolated, trunk.pinned, trunk.rate_to), (true, false, None));
+    assert_eq!(vids(&trunk), [(4, DressSpec::Untagged), (5, DressSpec::Tag { vid: 5, tpid: 0x8100 })]);
+    assert_eq!(spec.terms(Some(NO_GROUP)).expect("none").group, None);
+    assert!(spec.terms(Some("fast")).expect_err("none").to_string().contains("known: slow, trunk"));
+    assert_eq!(spec.vids().into_iter().collect::<Vec<_>>(), [4, 5, 42]);
+    let mut native = spec.vlan.expect("one");
+    native.tags[0].native_mode = Some(NativeMode::Tagged);
+    assert_eq!(native.dresses().next(), Some((42, DressSpec::Native { vid: 42, tpid: 0x8100 })));
 }
