@@ -103,6 +103,13 @@ fn members_of_other_modes_share_devices_evenly() {
     assert!(link.contains("mtu 1400"), "{link}");
     let error = lab.daemon.cli(&["port", "add", "m=macvtap,device=nic0,network=lab"]).expect_err("refused").to_string();
     assert!(error.contains("it is a macvtap already"), "{error}");
+    for words in [&["port", "del", "g1.mvt"][..], &["port", "set", "g1.mvt", "link=down"]] {
+        let error = lab.daemon.cli(words).expect_err("nobody asked for it").to_string();
+        assert!(error.contains("is a network's"), "{error}");
+    }
+    lab.daemon.cli(&["domain", "add", "g5.mvt"]).expect("added");
+    let error = lab.plug("g5", "network=lab,mac=52:54:00:00:00:05", &[]).expect_err("in the way").to_string();
+    assert!(error.contains("which would be its macvtap") && error.contains("rename it"), "{error}");
     // What is in the way of one is said of the network.
     lab.host.exec(&["ip", "link", "del", "nic1"]).expect("deleted");
     wait_for("the reason is told", PATIENCE, || {
