@@ -263,7 +263,7 @@ pub struct QemuArgs {
     /// The ports, all for one VM.
     #[arg(required = true, value_name = "PORT")]
     pub ports: Vec<String>,
-    /// Address of the device [default: one that belongs to the port's name on this host].
+    /// Address of the device [default: the port's station=, or one that belongs to its name on this host].
     #[arg(long)]
     pub mac: Option<MacAddr>,
     /// Memory of the VM, for example 512M or 4G.
@@ -288,7 +288,7 @@ What belongs beside <devices> (the shared memory that vhost-user needs) is print
 pub struct LibvirtXml {
     /// The port.
     pub port: String,
-    /// Address of the device [default: one that belongs to the port's name on this host].
+    /// Address of the device [default: the port's station=, or one that belongs to its name on this host].
     #[arg(long)]
     pub mac: Option<MacAddr>,
     /// The version of QEMU, where its own arguments are needed [default: that of the QEMU installed here].

@@ -166,6 +166,12 @@ fn pinned_addresses_are_known_without_being_learned() {
     assert_eq!(entries("two"), [("52:54:00:00:00:02".to_owned(), "static".to_owned())]);
     two.exec(&["ip", "link", "set", "eth0", "address", "52:54:00:00:00:02"]).expect("set");
     reaches(&two, "10.7.0.1");
+    // A machine's device has the address that its port is pinned to.
+    let socket = lab.daemon.file("vm.sock");
+    let spec = format!("vm=vhost-user,path={},network=lab,station=52:54:00:00:00:03", socket.display());
+    lab.daemon.cli(&["port", "add", &spec]).expect("added");
+    let words = lab.daemon.cli(&["qemu-args", "vm", "--qemu", "8.0"]).expect("printed");
+    assert!(words.contains("mac=52:54:00:00:00:03"), "{words}");
     let shown = lab.daemon.cli(&["network", "show", "lab"]).expect("shown");
     assert!(shown.contains("member    one, lab, pinned to 52:54:00:00:00:01"), "{shown}");
 }
@@ -201,11 +207,15 @@ vlan = { tags = [{ id = 43 }] }
     let trunk = lab.plug("three", "network=lab,portgroup=trunk", &["10.7.0.3/24"]).expect("joined");
     assert_eq!(effective(&lab, "three")["domains"], json!(["lab.42", "lab.43:tag=43"]));
     assert_eq!(effective(&lab, "lab.uplink")["domains"], json!(["lab", "lab.42:tag=42", "lab.43:tag=43"]));
+    let shown = lab.daemon.cli(&["network", "show", "lab"]).expect("shown");
+    assert!(shown.contains("  vlan      42\n  portgroup trunk, trunk 42,43\n"), "{shown}");
     reaches(&access, "10.7.0.42");
     reaches(&access, "10.7.0.3");
     reaches(&trunk, "10.7.0.42");
     reaches(&other, "10.7.0.43");
     assert!(!ping(&access, "10.7.0.43") && !ping(&other, "10.7.0.42") && !ping(&access, "10.7.0.2"));
+    let error = lab.define("name = \"lab.43\"").expect_err("in the way").to_string();
+    assert!(error.contains("has the name of its VLAN 43"), "{error}");
     // A stopped network carries nothing, in its VLANs neither.
     lab.daemon.cli(&["network", "stop", "lab"]).expect("stopped");
     assert!(!ping(&access, "10.7.0.3") && !ping(&beyond43, "10.7.0.2") && !ping(&beyond42, "10.7.0.1"));

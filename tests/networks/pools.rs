@@ -1,6 +1,6 @@
 //! Networks whose members have a macvtap each: the four modes, pools of devices, virtual functions of a recorded tree.
 
-use std::{fs, os::unix::fs::symlink, path::Path};
+use std::{fs, os::unix::fs::symlink, path::PathBuf};
 
 use serde_json::json;
 use vswitch_benches::netns::{unique, wait_for};
@@ -103,6 +103,13 @@ fn members_of_other_modes_share_devices_evenly() {
     assert!(link.contains("mtu 1400"), "{link}");
     let error = lab.daemon.cli(&["port", "add", "m=macvtap,device=nic0,network=lab"]).expect_err("refused").to_string();
     assert!(error.contains("it is a macvtap already"), "{error}");
+    for words in [&["port", "del", "g1.mvt"][..], &["port", "set", "g1.mvt", "link=down"]] {
+        let error = lab.daemon.cli(words).expect_err("nobody asked for it").to_string();
+        assert!(error.contains("is a network's"), "{error}");
+    }
+    lab.daemon.cli(&["domain", "add", "g5.mvt"]).expect("added");
+    let error = lab.plug("g5", "network=lab,mac=52:54:00:00:00:05", &[]).expect_err("in the way").to_string();
+    assert!(error.contains("which would be its macvtap") && error.contains("rename it"), "{error}");
     // What is in the way of one is said of the network.
     lab.host.exec(&["ip", "link", "del", "nic1"]).expect("deleted");
     wait_for("the reason is told", PATIENCE, || {
@@ -111,8 +118,19 @@ fn members_of_other_modes_share_devices_evenly() {
     .expect("it is");
 }
 
-/// A tree with a NIC and two virtual functions whose netdevs have these names.
-fn tree(at: &Path, functions: &[&str]) {
+/// A sysfs of our own, removed on drop.
+struct Tree(PathBuf);
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A tree with a NIC and virtual functions whose netdevs have these names.
+fn tree(functions: &[&str]) -> Tree {
+    let tree = Tree(std::env::temp_dir().join(unique("vswitch-sysfs-")));
+    let at = &tree.0;
     let link = |from: &str, to: &str| {
         let path = at.join(from);
         fs::create_dir_all(path.parent().expect("not the root")).expect("made");
@@ -131,13 +149,13 @@ fn tree(at: &Path, functions: &[&str]) {
         symlink("../0000:03:00.0", at.join("devices").join(&address).join("physfn")).expect("linked");
         link(&format!("bus/pci/devices/{address}"), &format!("../../../devices/{address}"));
     }
+    tree
 }
 
 #[test]
 fn the_pool_can_be_the_virtual_functions_of_a_nic() {
-    let sysfs = std::env::temp_dir().join(unique("vswitch-sysfs-"));
-    tree(&sysfs, &["vf0", "vf1"]);
-    let lab = Lab::with(&["--sysfs", sysfs.to_str().expect("text")]);
+    let sysfs = tree(&["vf0", "vf1"]);
+    let lab = Lab::with(&["--sysfs", sysfs.0.to_str().expect("text")]);
     lab.wire("vf0");
     lab.outside.configure("vf0", &["10.7.0.9/24"]).expect("configured");
     let xml = include_str!("../network-xml/macvtap-pf.xml").replace("<name>macvtap-pf<", "<name>lab<");
@@ -154,6 +172,4 @@ fn the_pool_can_be_the_virtual_functions_of_a_nic() {
     let error =
         lab.define(&xml.replace("eth3", "pf9")).and_then(|_| lab.daemon.cli(&["port", "add", "x=tap,network=lab"]));
     assert!(error.expect_err("no such NIC").to_string().contains("NICs that have: pf0"));
-    drop(lab);
-    fs::remove_dir_all(&sysfs).expect("removed");
 }

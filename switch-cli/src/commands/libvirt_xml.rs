@@ -141,7 +141,7 @@ fn render(spec: &PortSpec, wire: &Wire, mac: &str, qemu: Version) -> anyhow::Res
 /// Carries out the command.
 pub fn libvirt_xml(client: &Client, wish: &LibvirtXml) -> anyhow::Result<()> {
     let view = vm::find(client, &wish.port)?;
-    let mac = vm::checked_mac(wish.mac, &wish.port)?;
+    let mac = vm::checked_mac(wish.mac.or(view.spec.station), &wish.port)?;
     let qemu = wish.qemu.unwrap_or_else(Version::installed);
     let wire = Wire::of(&view)?;
     let rendered = render(&view.spec, &wire, &mac.to_string(), qemu)

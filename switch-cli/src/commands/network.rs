@@ -13,7 +13,7 @@ use switch_core::{
         network_xml,
         spec::{
             NetworkSpec,
-            network::{Bandwidth, MacTableManager, PortGroup},
+            network::{Bandwidth, MacTableManager, PortGroup, VlanSpec},
         },
         uplinks::uplink_name,
         wire::{Done, MemberView, NetworkState, NetworkView, StartNetwork},
@@ -174,15 +174,20 @@ fn rates(to: Option<Rate>, from: Option<Rate>) -> impl Iterator<Item = (&'static
     [("rate-to", to), ("rate-from", from)].into_iter().filter_map(|(what, rate)| Some((what, rate?.to_string())))
 }
 
+fn vlans(vlan: &VlanSpec) -> (&'static str, String) {
+    let tags: Vec<String> = vlan.tags.iter().map(|tag| tag.id.to_string()).collect();
+    (if vlan.is_trunk() { "trunk" } else { "vlan" }, tags.join(","))
+}
+
 fn portgroup(group: &PortGroup) -> String {
     let mut words = vec![group.name.clone()];
     if group.default {
         words.push("default".to_owned());
     }
-    if let Some(vlan) = &group.vlan {
-        let tags: Vec<String> = vlan.tags.iter().map(|tag| tag.id.to_string()).collect();
-        words.push(format!("{} {}", if vlan.is_trunk() { "trunk" } else { "vlan" }, tags.join(",")));
-    }
+    words.extend(group.vlan.as_ref().map(|vlan| {
+        let (what, tags) = vlans(vlan);
+        format!("{what} {tags}")
+    }));
     if group.port_isolated {
         words.push("isolated".to_owned());
     }
@@ -230,6 +235,10 @@ fn show(network: &NetworkView) {
     }
     for (what, rate) in bandwidths(spec) {
         line("bandwidth", &format!("{what} {rate}"));
+    }
+    if let Some(vlan) = &spec.vlan {
+        let (what, tags) = vlans(vlan);
+        line(what, &tags);
     }
     for group in &spec.portgroup {
         line("portgroup", &portgroup(group));

@@ -211,8 +211,9 @@ pub fn qemu_args(client: &Client, wish: &QemuArgs) -> anyhow::Result<()> {
     let mut words = Vec::new();
     let mut shared_memory = false;
     for name in &wish.ports {
-        let mac = vm::checked_mac(wish.mac, name)?;
-        let wire = Wire::of(&vm::find(client, name)?)?;
+        let view = vm::find(client, name)?;
+        let mac = vm::checked_mac(wish.mac.or(view.spec.station), name)?;
+        let wire = Wire::of(&view)?;
         let rendered =
             render(name, &wire, &mac.to_string(), qemu).with_context(|| format!("no arguments for port \"{name}\""))?;
         vm::say(&rendered.notes);

@@ -172,7 +172,7 @@ fn absolute(spec: &PortSpec, key: &str, path: Option<&Path>) -> anyhow::Result<S
     Ok(text.to_owned())
 }
 
-/// The address of a VM's network device: as wished, or [`mac_of`].
+/// The address of a VM's network device: as wished (the port's station, if it has one), or [`mac_of`].
 ///
 /// # Errors
 /// No device can have this address.

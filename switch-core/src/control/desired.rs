@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     pools::Place,
-    spec::{DEFAULT_DOMAIN, DomainSpec, NetworkSpec, PortSpec, SpecError, network::ForwardMode},
+    spec::{
+        DEFAULT_DOMAIN, DomainSpec, NetworkSpec, PortSpec, SpecError,
+        network::{ForwardMode, vlan_domain},
+    },
     uplinks::{check_devices, check_uplinks},
 };
 use crate::mac::MacAddr;
@@ -161,6 +164,13 @@ impl Desired {
                         format!("there is no domain \"{base}\"; make it with: vswitch domain add {base}")
                     },
                 );
+            }
+            if let Some(base) = spec.base()
+                && let Some(vid) =
+                    spec.vids().into_iter().find(|vid| self.networks.contains_key(&vlan_domain(base, *vid)))
+            {
+                let other = vlan_domain(base, vid);
+                return wrong(name, format!("network \"{other}\" has the name of its VLAN {vid}; rename one of them"));
             }
             if let Some(other) = spec.uuid.as_ref().and_then(|uuid| uuids.insert(uuid.to_lowercase(), name)) {
                 return wrong(name, format!("network \"{other}\" has the same uuid"));

@@ -61,13 +61,13 @@ impl Desired {
             ForwardMode::Macvtap if port.station().is_none() && !exclusive(network) => wrong(
                 "a macvtap hears the address of one guest only (but with forward.macvtap = \"passthrough\"), so it must be known: station=52:54:00:12:34:56".to_owned()
             ),
-            ForwardMode::Macvtap if self.ports.contains_key(&wire_name(&port.name)) => {
+            ForwardMode::Macvtap if self.has_port(&wire_name(&port.name)) => {
                 let wire = wire_name(&port.name);
                 wrong(format!(
                     "there is a port \"{wire}\", which would be its macvtap in network \"{name}\"; rename it"
                 ))
             }
-            ForwardMode::Macvtap if self.domains.contains_key(&wire_domain(name, &port.name)) => {
+            ForwardMode::Macvtap if self.has_domain(&wire_domain(name, &port.name)) => {
                 let domain = wire_domain(name, &port.name);
                 wrong(format!(
                     "there is a domain \"{domain}\", which would be its own in network \"{name}\"; rename it"
@@ -75,6 +75,15 @@ impl Desired {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether somebody may have a port of the name: a host port has its domain's.
+    fn has_port(&self, name: &str) -> bool {
+        self.ports.contains_key(name) || self.has_domain(name)
+    }
+
+    fn has_domain(&self, name: &str) -> bool {
+        self.domains.contains_key(name) || self.networks.contains_key(name)
     }
 
     /// Gives a port what its network says and it does not.

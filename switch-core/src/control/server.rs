@@ -20,7 +20,7 @@ use tokio::net::{UnixListener, UnixStream, unix::UCred};
 
 use super::{
     config::Config,
-    desired::{FdbSpec, Origin},
+    desired::{Desired, FdbSpec, Origin},
     manager::{Manager, ManagerError, Notice},
     networks,
     plan::plan,
@@ -72,6 +72,15 @@ fn no_port(name: &str) -> ManagerError {
     ManagerError::NotFound(format!("there is no port \"{name}\"; see: vswitch port show"))
 }
 
+/// Why a port cannot be changed that nobody asked for.
+fn not_asked_for(desired: &Desired, name: &str) -> ManagerError {
+    if desired.effective_ports().contains_key(name) {
+        return SpecError(format!("port \"{name}\" is a network's; change that instead, see: vswitch network show"))
+            .into();
+    }
+    no_port(name)
+}
+
 async fn status(State(manager): State<Shared>) -> Json<Status> {
     Json(manager.lock().status())
 }
@@ -99,7 +108,7 @@ async fn del_port(State(manager): State<Shared>, Name(name): Name<String>) -> An
             ))
             .into());
         }
-        return Err(no_port(&name));
+        return Err(not_asked_for(&desired, &name));
     }
     manager.change(desired).map(Json)
 }
@@ -117,7 +126,8 @@ async fn change_port(
 ) -> Answer<Done> {
     let mut manager = manager.lock();
     let mut desired = manager.desired().clone();
-    let spec = &mut desired.ports.get_mut(&name).ok_or_else(|| no_port(&name))?.spec;
+    let Some(owned) = desired.ports.get_mut(&name) else { return Err(not_asked_for(&desired, &name)) };
+    let spec = &mut owned.spec;
     for (key, value) in settings(&change.set)? {
         spec.set(key, value)?;
     }
