@@ -62,6 +62,57 @@ fn a_frame_with_a_tag_goes_to_the_domain_of_the_tag_and_keeps_it() {
 }
 
 #[test]
+fn a_tag_that_the_kernel_keeps_beside_the_frame_decides_too() {
+    if !xdp_or_skip() {
+        return;
+    }
+    let home = Namespace::new("vph").expect("root");
+    let far = Namespace::new("vp").expect("root");
+    wire(&home, &far, 0, "1");
+    // A bridge takes the tag of what comes in off, as every receiving kernel does, and leaves it beside the frame.
+    for words in [
+        &["ip", "link", "add", "br0", "type", "bridge"][..],
+        &["ip", "link", "add", "in0", "type", "veth", "peer", "name", "in1"],
+        &["ip", "link", "set", "eth0", "master", "br0", "up"],
+        &["ip", "link", "set", "in0", "master", "br0", "up"],
+        &["ip", "link", "set", "in1", "up"],
+        &["ip", "link", "set", "br0", "up"],
+    ] {
+        far.exec(words).expect("made");
+    }
+    let restored = home
+        .run(|| Program::load(nix::net::if_::if_nametoindex("p0").expect("there"), 1).map(|p| p.restores_tags()))
+        .expect("namespace")
+        .expect("loaded");
+    if !restored {
+        skip("this kernel does not tell XDP programs of tags");
+        return;
+    }
+    let port = format!("p0={XDP},netns={},domain=red:tag=5,domain=default", home.name());
+    let tap = format!("t0=tap,netns={},domain=red", home.name());
+    let daemon = Daemon::start(&["--domain", "red", "--port", &port, "--port", &tap]).expect("starts");
+    home.exec(&["ip", "link", "set", "t0", "up"]).expect("up");
+    daemon.wait_state("p0", "up").expect("up");
+    let mut sink = home.run(|| RawSocket::open("t0", true)).expect("namespace").expect("opened");
+    sink.set_timeout(Duration::from_millis(50)).expect("set");
+    let source = far.run(|| RawSocket::open("in1", false)).expect("namespace").expect("opened");
+    let plain = frames::build(MacAddr::BROADCAST, MacAddr([2, 0, 0, 0, 8, 1]), 1500, 7);
+    let tagged = [&plain[..12], &[0x81, 0, 0xa0, 5], &plain[12..]].concat();
+    let mut whole = false;
+    // A bridge's port is silent for a while.
+    wait_for("red has the frame", PATIENCE, || {
+        source.send(std::slice::from_ref(&tagged)).expect("sent");
+        sink.receive(|frame| whole |= frame == plain).expect("read");
+        whole
+    })
+    .expect("by its tag");
+    let entries = daemon.json(&["fdb", "show"]).expect("shown");
+    let own = entries.as_array().into_iter().flatten().filter(|entry| entry["mac"] == "02:00:00:00:08:01");
+    let domains: Vec<_> = own.map(|entry| entry["domain"].clone()).collect();
+    assert_eq!(domains, ["red"], "and nowhere else: {entries}");
+}
+
+#[test]
 fn a_port_waits_for_its_device_and_comes_back_with_it() {
     if xdp_or_skip() {
         wired::a_port_comes_back_with_its_device(XDP);
@@ -271,8 +322,9 @@ fn a_device_with_another_program_is_left_alone_until_that_is_gone() {
     let other = lab
         .home
         .run(|| {
-            let mut other = Program::load(1).expect("loaded");
-            other.attach(nix::net::if_::if_nametoindex("p9").expect("there")).expect("attached");
+            let index = nix::net::if_::if_nametoindex("p9").expect("there");
+            let mut other = Program::load(index, 1).expect("loaded");
+            other.attach(index).expect("attached");
             other
         })
         .expect("namespace");
@@ -338,7 +390,7 @@ fn frames_that_find_no_chunk_are_counted() {
     let (program, mut receiver) = home
         .run(|| {
             let index = nix::net::if_::if_nametoindex("p0").expect("there");
-            let (socket, mut program) = (Unbound::new().expect("memory"), Program::load(1).expect("loaded"));
+            let (socket, mut program) = (Unbound::new().expect("memory"), Program::load(index, 1).expect("loaded"));
             program.attach(index).expect("attached");
             socket.bind(index, 0).expect("bound");
             program.set_socket(0, socket.socket().as_raw_fd()).expect("in the map");

@@ -106,7 +106,7 @@ pub fn wire(home: &Namespace, host: &Namespace, i: usize, queues: &str) {
 /// Whether AF_XDP can be had; if not, it says so as a skipped test.
 #[must_use]
 pub fn xdp_or_skip() -> bool {
-    let tried = Program::load(1).map_err(|e| e.to_string()).and_then(|_| Unbound::new().map_err(|e| e.to_string()));
+    let tried = Program::load(1, 1).map_err(|e| e.to_string()).and_then(|_| Unbound::new().map_err(|e| e.to_string()));
     if let Err(why) = &tried {
         crate::skip(&format!("this kernel has no AF_XDP: {why}"));
     }

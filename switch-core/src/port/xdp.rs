@@ -4,7 +4,8 @@
 //! packet socket has them; what we send goes to the driver directly, past the queueing discipline and the egress hook.
 //! Only in the driver (native mode): behind it frames may be merged ones, longer than what AF_XDP can carry. Nothing says
 //! what is owed on a frame that comes in, so a checksum that looks owed is taken for one
-//! ([`partial_checksum`]); on the way out it is completed in the chunk that the frame is copied to.
+//! ([`partial_checksum`]); on the way out it is completed in the chunk that the frame is copied to. A VLAN tag that is kept
+//! beside the frame the program puts back, where the kernel tells it.
 //!
 //! The program is held by a BPF link and goes with the process, however that ends. A device that goes down keeps program
 //! and sockets; one that goes away ends the port by its index, as the sockets do not tell.
@@ -146,12 +147,12 @@ fn take_here(link: &Link, queues: u16) -> Result<Taken, XdpError> {
     if let Some(has) = has.filter(|has| *has != u32::from(queues)) {
         return Err(XdpError::Queues { has, device: name() });
     }
-    // A veth passes tags on as its other end gives them, whatever it says of itself.
+    // A veth tells the program of the tags that its other end leaves beside frames. What other drivers tell is not known.
     if link.kind.as_deref() != Some("veth") && ethtool::rx_vlan(&link.name).is_ok_and(|on| on) {
         return Err(XdpError::Tags(name()));
     }
     // What can fail without touching the device goes first: a program may have its driver make all queues anew.
-    let mut program = Program::load(queues).map_err(|refused| {
+    let mut program = Program::load(link.index, queues).map_err(|refused| {
         let (Refused::Map(e) | Refused::Load(e) | Refused::Attach(e)) = refused;
         step("cannot load an XDP program", e)
     })?;
@@ -179,6 +180,13 @@ fn take_here(link: &Link, queues: u16) -> Result<Taken, XdpError> {
         program
             .set_socket(queue, socket.socket().as_raw_fd())
             .map_err(|e| step("cannot give a queue to its socket", e))?;
+    }
+    if !program.restores_tags() {
+        tracing::warn!(
+            device = link.name,
+            "this kernel does not tell of VLAN tags beside frames (Linux 6.8 does), which are taken for untagged; if the \
+             other end has VLAN devices or a bridge, turn that off there: ethtool -K DEVICE txvlan off"
+        );
     }
     Ok(Taken { halves: sockets.into_iter().map(Unbound::into_halves).collect(), program, promiscuous })
 }

@@ -12,6 +12,7 @@
 //! [`Sender`]'s. The driver copies (`XDP_COPY`): frames lie in a chunk behind the kernel's headroom, and one that is longer
 //! than the rest of the chunk is dropped and counted by the kernel.
 
+mod btf;
 mod program;
 mod ring;
 mod socket;
