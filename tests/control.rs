@@ -57,6 +57,19 @@ fn exit_codes_are_those_of_the_contract() {
 }
 
 #[test]
+fn a_reader_that_has_had_enough_is_no_error() {
+    let (theirs, ours) = std::io::pipe().expect("made");
+    drop(theirs);
+    let output = Command::new(binary().expect("built"))
+        .args(["bench", "list"])
+        .stdout(ours)
+        .stderr(std::process::Stdio::piped())
+        .output()
+        .expect("runs");
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(141), ""));
+}
+
+#[test]
 fn apply_owns_its_objects_and_can_be_tried_first() {
     let daemon = Daemon::start(&[]).expect("starts");
     let (one, two) = (unique("vc"), unique("vc"));

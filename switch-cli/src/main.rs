@@ -3,6 +3,7 @@
 mod args;
 mod client;
 mod commands;
+mod pipe;
 
 use std::{ffi::OsString, path::Path, process::ExitCode};
 
@@ -28,6 +29,10 @@ fn words() -> Vec<OsString> {
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(words());
+    pipe::until_closed(|| run(cli))
+}
+
+fn run(cli: Cli) -> ExitCode {
     let client = Client::new(&cli.api);
     let result = match cli.command {
         Command::Run(run) => commands::run::run(&cli.api, run),

@@ -120,7 +120,7 @@ impl Live {
         netns::run_in(spec.netns.as_deref(), || self.serve(book)).flatten()
     }
 
-    /// Addresses and settings of the host port.
+    /// Rules, then addresses and settings of the host port.
     fn address(&mut self, book: &mut Book) -> io::Result<()> {
         if !self.spec.has_host() {
             return Ok(());
@@ -136,6 +136,8 @@ impl Live {
             )));
         }
         self.index = Some(index);
+        // Before there is anything to forward: not even for a moment does it go unfiltered.
+        self.rule()?;
         sysctl::deaf(book, &self.place, &name, &device)?;
         address::give(index, &addresses, &self.spec.route)?;
         self.forward(book)
@@ -166,10 +168,7 @@ impl Live {
 
     /// Rules, and dnsmasq.
     fn serve(&mut self, book: &mut Book) -> io::Result<()> {
-        let rules = nft::rules(&self.spec);
-        if rules != self.rules {
-            self.put_rules(rules)?;
-        }
+        self.rule()?;
         if self.spec.by_host() {
             self.look_for_blockers(book)?;
         }
@@ -194,6 +193,12 @@ impl Live {
                 self.start_dnsmasq(book)
             }
         }
+    }
+
+    /// Makes the rules what the SPEC says.
+    fn rule(&mut self) -> io::Result<()> {
+        let rules = nft::rules(&self.spec);
+        if rules == self.rules { Ok(()) } else { self.put_rules(rules) }
     }
 
     fn put_rules(&mut self, rules: Option<String>) -> io::Result<()> {
