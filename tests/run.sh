@@ -15,8 +15,8 @@ need ethtool ethtool
 need tcpdump tcpdump
 need dnsmasq dnsmasq-base
 need busybox busybox-static
+need dhclient isc-dhcp-client
 need iperf3 iperf3
-need dnsmasq dnsmasq-base
 need brctl bridge-utils
 need python3 python3-minimal
 need gcc gcc

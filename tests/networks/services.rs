@@ -1,13 +1,15 @@
 //! DHCP, DNS and router advertisements, and what becomes of the dnsmasq that gives them.
 
+use std::os::unix::fs::PermissionsExt;
+
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use vswitch_benches::netns::wait_for;
-use vswitch_tests::PATIENCE;
+use vswitch_benches::{netns::wait_for, tools::installed};
+use vswitch_tests::{PATIENCE, skip};
 
-use super::lab::{Lab, NAT, OUTSIDE6, reaches};
+use super::lab::{Lab, NAT, OUTSIDE, OUTSIDE6, reaches};
 
 #[test]
 fn guests_get_addresses_and_names() {
@@ -35,6 +37,28 @@ fn guests_get_addresses_and_names() {
     let own = || guest.exec(&["ip", "-6", "-o", "address", "show", "dev", "eth0", "scope", "global"]).expect("listed");
     wait_for("an address of the prefix", PATIENCE, || own().contains("fd07:")).expect("advertised");
     reaches(&guest, OUTSIDE6);
+}
+
+#[test]
+fn dhclient_gets_what_busybox_gets() {
+    if !installed("dhclient") {
+        return skip("dhclient is missing: apt-get install isc-dhcp-client");
+    }
+    let lab = Lab::new();
+    lab.start(NAT);
+    let guest = lab.guest("one", &[], None);
+    guest.exec(&["ip", "link", "set", "eth0", "address", "52:54:00:00:00:05"]).expect("set");
+    let file = |name: &str| lab.daemon.file(name).display().to_string();
+    let script = "#!/bin/sh\n[ \"$reason\" = BOUND ] || exit 0\n\
+                  ip address add $new_ip_address/$new_subnet_mask dev $interface\nip route replace default via $new_routers\n";
+    std::fs::write(file("dhclient.sh"), script).expect("written");
+    std::fs::set_permissions(file("dhclient.sh"), std::fs::Permissions::from_mode(0o755)).expect("permitted");
+    let (script, leases, pid) = (file("dhclient.sh"), file("dhclient.leases"), file("dhclient.pid"));
+    let files = ["-cf", "/dev/null", "-sf", &script, "-lf", &leases, "-pf", &pid];
+    let _client = guest.spawn(&[&["dhclient", "-4", "-d", "-q"][..], &files, &["eth0"]].concat()).expect("started");
+    let shown = || guest.exec(&["ip", "-4", "-o", "address", "show", "dev", "eth0"]).expect("listed");
+    wait_for("its reserved address", PATIENCE, || shown().contains("10.7.0.5/24")).expect("leased");
+    reaches(&guest, OUTSIDE);
 }
 
 #[test]

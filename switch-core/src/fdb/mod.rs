@@ -18,7 +18,7 @@ mod bucket;
 mod change;
 mod entry;
 mod flap;
-#[cfg(feature = "loom")]
+#[cfg(all(test, feature = "loom"))]
 mod loom_tests;
 #[cfg(all(test, not(feature = "loom")))]
 mod model_tests;
