@@ -115,7 +115,8 @@ impl Host {
                 self.shared.set_missing(Some(format!("the VM on {path} has not started its network driver yet")));
             }
         };
-        drop(handler);
+        // All ends of the connection: the VM is to know at once, not after the rest that follows.
+        drop((handler, peek));
         self.shared.end();
         match lock(&device).reset() {
             Some(fault) => {
