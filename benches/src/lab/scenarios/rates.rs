@@ -17,7 +17,7 @@ pub const SCENARIO: Scenario = Scenario {
     name: "rates",
     about: "how far what comes through is from the rate of a port, when half as much again is offered",
     explain: "to: rate-to= at the receiver's port, which drops; from: rate-from= at the sender's, which waits. Bytes of frames \
-        without FCS, a burst of 64 KiB, which a warm-up has spent before the measurement.",
+        without FCS; the burst is what the rate carries in 5 ms, so that it is no part of the figure.",
     contestants: &["vswitch", "vswitch-interrupt", "vswitch-busy"],
     needs: &[],
     quick: false,
@@ -32,8 +32,9 @@ pub const SCENARIO: Scenario = Scenario {
     turn,
 };
 
-/// KiB that pass at once after a silence.
-const BURST: u64 = 64;
+/// What passes at once after a silence: what the rate carries in this fraction of a second, three long frames at least, in KiB.
+const BURST_FRACTION: u64 = 200;
+const LEAST_BURST: u64 = 5;
 /// What is offered, as a multiple of the rate.
 const OFFERED: f64 = 1.5;
 
@@ -54,7 +55,8 @@ fn turn(turn: &Turn<'_>) -> anyhow::Result<Round> {
     let (way, rate) = (turn.word("way")?, turn.number("KiB/s")?);
     let bytes = turn.number("size")? - FCS_BYTES as u64;
     let common = turn.context.setup.ports.first().map_or("", String::as_str);
-    let bounded = format!("{common},rate-{way}={rate}::{BURST}");
+    let burst = (rate / BURST_FRACTION).max(LEAST_BURST);
+    let bounded = format!("{common},rate-{way}={rate}::{burst}");
     let ports = if way == "from" { vec![bounded, common.to_owned()] } else { vec![common.to_owned(), bounded] };
     let setup = Setup { ports, ..turn.context.setup.clone() };
     let fabric = Fabric::new(&setup, turn.contestant, &[Place::Netns; 2], turn.jumbo())?;
