@@ -69,9 +69,11 @@ trap 'rm -f "$VSWITCH_SKIPPED" "$log"' EXIT
 # machine: that tells what is broken from what only a busy machine fails. A pass at the second try is said at the end.
 flaky=()
 run_tests() {
-    local words=() threads=() target
+    local words=() threads=() alone=() target
     while [ $# -gt 0 ] && [ "$1" != -- ]; do words+=("$1") && shift; done
     threads=("$@")
+    # Criterion's benches know no such option.
+    [ $# -eq 0 ] || alone=(-- --test-threads 1)
     if cargo test --locked --no-fail-fast "${words[@]}" "${threads[@]}" 2>&1 | tee "$log"; then return; fi
     local failed
     failed=$(sed -n 's/^    `\(-[^`]*\)`$/\1/p' "$log")
@@ -79,7 +81,7 @@ run_tests() {
     while read -r target; do
         echo "== second try: $target"
         # shellcheck disable=SC2086 # the target is several words
-        cargo test --locked --workspace ${target#-p * } "${features[@]}" -- --test-threads 1 </dev/null
+        cargo test --locked --workspace ${target#-p * } "${features[@]}" "${alone[@]}" </dev/null
         flaky+=("$target")
     done <<<"$failed"
 }
