@@ -154,16 +154,16 @@ pub struct Bench {
     /// Frame sizes: bytes with FCS, imix, jumbo, gso.
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     pub size: Option<Vec<String>>,
-    /// Length of one measurement [default: 0.5 with --quick, 1, 2 with --full].
+    /// Length of one measurement [default: 0.5 with --quick, else 1].
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     pub time: Option<f64>,
-    /// Rounds, in each of which every contestant has a turn [default: 3 with --quick, 5, 9 with --full].
+    /// Rounds, in each of which every contestant has a turn [default: 3 with --quick, else 5].
     #[arg(long, value_name = "N")]
     pub runs: Option<u32>,
     /// Few and short rounds.
     #[arg(long, conflicts_with = "full")]
     pub quick: bool,
-    /// Many and long rounds; throughput is searched for (MLRsearch, RFC 9971).
+    /// All scenarios and contestants; throughput is searched for (MLRsearch, RFC 9971), which takes hours.
     #[arg(long)]
     pub full: bool,
     /// Directory for results.json, results.csv and report.html [default: bench-<time>].

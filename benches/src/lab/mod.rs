@@ -30,7 +30,7 @@ pub use self::{
 use crate::{
     contestants::Setup,
     replay::{Pace, Recording},
-    results::{Effort, Metric, Parameter, Parameters, Round},
+    results::{Effort, Metric, Parameter, Parameters, Round, Search},
     selftest::{Ceiling, Loop, ceiling},
     traffic::{JUMBO_SIZE, Layers, Sizes, Traffic, TrafficError},
 };
@@ -96,8 +96,8 @@ pub struct Options {
 pub struct Context {
     /// The switch under test.
     pub setup: Setup,
-    /// How thorough.
-    pub effort: Effort,
+    /// How throughput is searched for; `None`: it is the maximum receive rate.
+    pub search: Option<Search>,
     /// Length of a measurement.
     pub time: Duration,
     /// Whether the switch is profiled.

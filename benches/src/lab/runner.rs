@@ -10,14 +10,14 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 
-use super::{Context, Options, Turn, contest, machine, plan, progress::Progress, scenario};
+use super::{Context, Options, Turn, contest, load::search_of, machine, plan, progress::Progress, scenario};
 use crate::{
     contestants::Setup,
     measure::{CANCELLED, go_on},
     noise::NullLoop,
     output::{csv, html},
     replay::Recording,
-    results::{Noise, Results, Round, Run, Skipped, State, Turn as Due},
+    results::{Effort, Noise, Results, Round, Run, Skipped, State, Turn as Due},
 };
 
 /// How a run ended.
@@ -66,7 +66,7 @@ pub fn run(options: &Options) -> anyhow::Result<(Results, End)> {
     };
     let context = Context {
         setup,
-        effort: options.effort,
+        search: results.run.search,
         time: plan.time,
         profile: options.profile,
         recording,
@@ -91,6 +91,7 @@ fn begin(options: &Options, path: &Path, plan: &plan::Plan) -> anyhow::Result<Re
             vswitch_version: options.version.clone(),
             commit: options.commit.clone(),
             effort: options.effort,
+            search: (options.effort == Effort::Full).then(|| search_of(plan.time)),
             ..Run::default()
         };
         return Ok(Results::new(run, machine::machine()));

@@ -8,7 +8,7 @@ use super::{
     warnings,
 };
 use crate::{
-    results::{Case, Contestant, Latency, MarkKind, Metric, Party, Profile, Results, Round, Scenario},
+    results::{Case, Contestant, Latency, MarkKind, Metric, Party, Profile, Results, Round, Scenario, Search},
     stats::{interval, median},
 };
 
@@ -110,6 +110,7 @@ fn head(out: &mut String, results: &Results) {
         ("Clock rate", machine.frequency.clone()),
         ("Mitigations", list(&machine.mitigations)),
         ("Programs", list(&machine.programs)),
+        ("Throughput", run.search.as_ref().map_or_else(|| "maximum receive rate".to_owned(), searched)),
         ("Command", run.command.join(" ")),
     ];
     *out += "<dl>";
@@ -117,6 +118,25 @@ fn head(out: &mut String, results: &Results) {
         let _ = write!(out, "<dt>{name}</dt><dd>{}</dd>", escape(value));
     }
     *out += "</dl></header>\n";
+}
+
+/// How throughput was searched for.
+fn searched(search: &Search) -> String {
+    let Search { goal, least_load_ratio, budget_s } = search;
+    let percent = |part: f64| number(part * 100.0, 1);
+    format!(
+        "MLRsearch (RFC 9971): at most {} % loss, exceeded in at most {} % of the time; full trials of {} s, the first \
+         of a load of {} s, a load decided by {} s of full trials; bounds within {} %; loads from {} % of what the \
+         generators gave at once; {} s at most",
+        percent(goal.loss_ratio),
+        percent(goal.exceed_ratio),
+        goal.final_trial_s,
+        goal.initial_trial_s,
+        goal.duration_sum_s,
+        percent(goal.width),
+        percent(*least_load_ratio),
+        budget_s
+    )
 }
 
 /// Each skipped contestant once, as HTML.

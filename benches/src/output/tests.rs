@@ -40,6 +40,19 @@ fn csv_has_a_line_per_value_and_quotes() {
 }
 
 #[test]
+fn the_page_states_how_throughput_was_searched_for() {
+    let mut results = sample(1);
+    let searched = "at most 0.5 % loss, exceeded in at most 50.0 % of the time; full trials of 1 s, the first of a load of \
+                    0.25 s, a load decided by 7 s of full trials; bounds within 1.0 %; loads from 0.1 % of what the \
+                    generators gave at once; 60 s at most";
+    let page = html(&results);
+    assert!(page.contains(searched) && !page.contains("maximum receive rate"), "{}", &page[..8000]);
+    results.run.search = None;
+    let page = html(&results);
+    assert!(page.contains("maximum receive rate") && !page.contains("MLRsearch"));
+}
+
+#[test]
 fn nothing_escapes_into_the_page() {
     let mut results = sample(1);
     let evil = "</script><script>alert(1)</script><img src=x onerror='a' \"b\">&";

@@ -21,6 +21,8 @@ use std::{collections::BTreeMap, fmt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::search::Goal;
+
 pub use self::{
     file::{Error, Turn},
     latency::Latency,
@@ -64,6 +66,9 @@ pub struct Run {
     pub commit: Option<String>,
     /// How thorough.
     pub effort: Effort,
+    /// How throughput is searched for; absent where it is the maximum receive rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<Search>,
     /// How far it came.
     pub state: State,
     /// Seed of whatever is drawn by lot: the order within a round, addresses, payloads.
@@ -72,6 +77,17 @@ pub struct Run {
     /// What a reader of the numbers should know besides, a sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remarks: Vec<String>,
+}
+
+/// How each turn of a run searches for throughput (RFC 9971).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Search {
+    /// What counts as forwarding, and what decides a load.
+    pub goal: Goal,
+    /// The least load, as part of the greatest; that is what the generators gave at once in the same turn.
+    pub least_load_ratio: f64,
+    /// All trials of one search together take at most so long, in seconds.
+    pub budget_s: f64,
 }
 
 /// How thorough a run was.

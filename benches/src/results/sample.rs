@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::{
     Case, Contestant, Direction, Effort, Frames, Latency, Machine, Mark, MarkKind, Metric, Noise, Party, Profile,
-    Results, Role, Round, Run, Scenario, Skipped, Stage, State, Symbol, Trial,
+    Results, Role, Round, Run, Scenario, Search, Skipped, Stage, State, Symbol, Trial,
 };
-use crate::stats::Dice;
+use crate::{search::Goal, stats::Dice};
 
 /// Contestants of the sample: name, role, frames per second at 64 bytes, median latency in ns, CPU ns per frame of the switch
 /// and of soft interrupts.
@@ -29,6 +29,7 @@ pub fn sample(seed: u64) -> Results {
         vswitch_version: "0.1.0".to_owned(),
         commit: Some("0123456789ab".to_owned()),
         effort: Effort::Full,
+        search: Some(Search { goal: Goal::PARTIAL_DROP, least_load_ratio: 0.001, budget_s: 60.0 }),
         state: State::Complete,
         seed,
         remarks: vec!["Invented numbers: nothing here was measured.".to_owned()],

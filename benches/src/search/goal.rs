@@ -1,9 +1,12 @@
 //! What a load is to a goal (RFC 9971, appendices A and B).
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::results::Trial;
 
 /// A search goal.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Goal {
     /// Loss ratio that still counts as forwarding: 0 for a non-drop rate, 0.005 for a partial one. Below 1.
     pub loss_ratio: f64,
