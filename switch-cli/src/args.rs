@@ -10,6 +10,7 @@ use crate::commands::qemu_args::{Version, memory_size};
 /// A userspace Ethernet switch for virtual machines and network namespaces.
 #[derive(Parser)]
 #[command(
+    name = "vswitch",
     version,
     after_help = "Examples:
   vswitch demo                                   see it work, in throw-away namespaces

@@ -6,9 +6,11 @@
 //!
 //! Adaptive polling spins for a bounded time after work (the queues that had frames, and the descriptors of the others
 //! now and then), then arms every queue and sleeps. Nothing is lost in between: a queue that finds frames while arming
-//! goes back to the ready list, and an edge that came before the sleep is still in the poll set.
+//! goes back to the ready list, and an edge that came before the sleep is still in the poll set. It does not spin where
+//! others want the processor.
 
 mod pace;
+mod spin;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +27,7 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, bounded};
 use mio::{Events, Interest, Poll, Token, Waker, unix::SourceFd};
 
+use self::spin::Spin;
 use crate::{
     batch::{BATCH_FRAMES, Batch},
     burden::Burden,
@@ -44,7 +47,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PollMode {
-    /// Spins for a short time after work, then sleeps.
+    /// Spins for a short time after work, then sleeps; at once where other threads want its processor.
     #[default]
     Adaptive,
     /// Never sleeps: one core is always busy.
@@ -371,6 +374,7 @@ impl Worker {
     pub fn run(mut self) {
         let mut now = self.clock.now();
         let mut last_work = now;
+        let mut spinning = Spin::default();
         let mut round = 0u32;
         while !self.stopping {
             round = round.wrapping_add(1);
@@ -378,14 +382,18 @@ impl Worker {
                 let before = std::mem::replace(&mut now, self.clock.now());
                 // Only this thread writes: no read-modify-write is needed.
                 self.busy.store(self.busy.load(Relaxed) + (now.nanos - before.nanos), Relaxed);
+                spinning.passed(before.nanos, now.nanos, spin::lost);
                 last_work = now;
             } else if round.is_multiple_of(CLOCK_EVERY) {
-                now = self.clock.now();
+                let before = std::mem::replace(&mut now, self.clock.now());
+                spinning.passed(before.nanos, now.nanos, spin::lost);
             }
             let ready = self.has_ready();
             let spin = match self.mode {
                 PollMode::Busy => true,
-                PollMode::Adaptive => now.nanos - last_work.nanos < ADAPTIVE_SPIN.as_nanos() as u64,
+                PollMode::Adaptive => {
+                    now.nanos - last_work.nanos < ADAPTIVE_SPIN.as_nanos() as u64 && spinning.allowed(now.nanos)
+                }
                 PollMode::Interrupt => false,
             };
             if ready || spin {

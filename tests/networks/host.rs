@@ -1,7 +1,7 @@
 //! The host is as it was: after a stop, after a crash, after a start that failed; and what others' rules do to a network.
 
 use vswitch_benches::netns::wait_for;
-use vswitch_tests::{PATIENCE, transfer};
+use vswitch_tests::{Daemon, PATIENCE, transfer};
 
 use super::lab::{Lab, NAT, OUTSIDE, feed, ping, reaches};
 
@@ -94,6 +94,29 @@ fn rules_that_somebody_flushes_come_back() {
     wait_for("the rules are back", PATIENCE, || rules() == wanted).expect("put back");
     let guest = lab.guest("one", &["10.7.0.5/24"], Some("10.7.0.1"));
     reaches(&guest, OUTSIDE);
+}
+
+#[test]
+fn the_rules_of_another_switch_s_network_stay() {
+    let lab = Lab::new();
+    lab.start(NAT);
+    let rules = || lab.host.exec(&["nft", "-s", "list", "ruleset"]).expect("listed");
+    let before = rules();
+    let other = Daemon::start_in(Some(lab.host.name()), &[]).expect("starts");
+    let path = other.file("network.toml");
+    let path = path.to_str().expect("text");
+    let define = |text: &str| {
+        std::fs::write(path, text).expect("written");
+        other.cli(&["network", "define", path]).expect("defined");
+    };
+    define("name = \"lab\"\nbridge = { name = \"gate\" }\n[[ip]]\naddress = \"10.8.0.1/24\"\n");
+    let error = other.cli(&["network", "start", "lab"]).expect_err("the name is taken").to_string();
+    assert!(error.contains("nftables table \"vswitch-lab\" already") && error.contains("another name"), "{error}");
+    assert_eq!(rules(), before);
+    define("name = \"lab2\"\nbridge = { name = \"gate\" }\n[[ip]]\naddress = \"10.8.0.1/24\"\n");
+    other.cli(&["network", "start", "lab2"]).expect("another name");
+    other.cli(&["network", "stop", "lab2"]).expect("stopped");
+    assert_eq!(rules(), before);
 }
 
 #[test]

@@ -245,7 +245,8 @@ impl Options {
         let (mut pairs, mut seconds, mut ports, mut only) = (None, None, None, None);
         let (mut json, mut markdown) = (None, None);
         let binary = std::env::current_exe()?.with_file_name("vswitch");
-        let mut setup = Setup { binary, poll: "interrupt".to_owned(), arguments: Vec::new(), ports: Vec::new() };
+        let poll = "interrupt".to_owned();
+        let mut setup = Setup { binary, poll, arguments: Vec::new(), ports: Vec::new(), jumbo: false };
         while let Some(word) = words.next() {
             let mut value = || words.next().with_context(|| format!("{word} needs a value\n{}", usage()));
             let number = |text: String| text.parse::<usize>().with_context(|| format!("{word}: not a number"));

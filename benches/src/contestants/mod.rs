@@ -25,6 +25,8 @@ use crate::netns::{KernelBridge, Namespace, exec, wait_for};
 
 /// How long a device or a program may take to appear.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// The MTU of devices that carry jumbo frames.
+pub const JUMBO_MTU: &str = "9000";
 /// The device of a host, in its namespace.
 pub const DEVICE: &str = "eth0";
 
@@ -50,6 +52,8 @@ pub struct Setup {
     pub arguments: Vec<String>,
     /// What is added to the description of each of its ports, in their order; the last holds for all others.
     pub ports: Vec<String>,
+    /// Frames are up to [`JUMBO_MTU`] long, which vswitch has to be told.
+    pub jumbo: bool,
 }
 
 /// Whatever forwards, until it is dropped.
@@ -225,6 +229,10 @@ impl Setup {
     pub fn vswitch_waiting(&self, name: &str, ports: &[String]) -> anyhow::Result<Vswitch> {
         let mut arguments = vec!["--poll", poll_of(name, &self.poll)];
         arguments.extend(self.arguments.iter().map(String::as_str));
+        let long = format!("default,mtu={JUMBO_MTU}");
+        if self.jumbo {
+            arguments.extend(["--domain", &long]);
+        }
         let more = |i: usize| self.ports.get(i).or(self.ports.last()).map_or("", String::as_str);
         let specs: Vec<String> = ports.iter().enumerate().map(|(i, port)| format!("{port}{}", more(i))).collect();
         specs.iter().for_each(|spec| arguments.extend(["--port", spec]));

@@ -97,7 +97,7 @@ fn ask(fabric: &Fabric, time: Duration) -> anyhow::Result<RoundTrips> {
             })?;
         }
         match answered {
-            Some(took) => found.times.saturating_record(took.as_nanos() as u64),
+            Some(took) => found.times.record(took.as_nanos() as u64)?,
             None => found.lost += 1,
         }
     }

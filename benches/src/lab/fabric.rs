@@ -23,7 +23,7 @@ use switch_core::{
 };
 
 use crate::{
-    contestants::{Api, DEVICE, Directory, Forwarder, Ovs, PATIENCE, Setup, Wires},
+    contestants::{Api, DEVICE, Directory, Forwarder, JUMBO_MTU, Ovs, PATIENCE, Setup, Wires},
     dpdk::HugePages,
     ends::{PacketRx, PacketTx, Receive, TapRx, TapTx, Transmit},
     frames,
@@ -41,8 +41,6 @@ pub enum Place {
     Vm,
 }
 
-/// The MTU of devices that carry jumbo frames.
-const JUMBO_MTU: &str = "9000";
 /// Where Open vSwitch polls; the generator and the sink are wherever they like.
 const PMD_CPU: usize = 1;
 /// Hugepages of Open vSwitch.
@@ -98,6 +96,7 @@ impl Fabric {
         vids: Vec<Option<u16>>,
     ) -> anyhow::Result<Fabric> {
         go_on()?;
+        let setup = &Setup { jumbo, ..setup.clone() };
         let mut fabric = if !places.contains(&Place::Vm) {
             Fabric::of_hosts(setup, name, places.len())?
         } else {

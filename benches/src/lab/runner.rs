@@ -63,6 +63,7 @@ pub fn run(options: &Options) -> anyhow::Result<(Results, End)> {
         poll: "adaptive".to_owned(),
         arguments: Vec::new(),
         ports: vec![NO_LIMITS.to_owned()],
+        jumbo: false,
     };
     let context = Context {
         setup,

@@ -25,7 +25,7 @@ pub fn sample(seed: u64) -> Results {
     let run = Run {
         started: "2026-01-01T12:00:00Z".to_owned(),
         ended: Some("2026-01-01T12:41:07Z".to_owned()),
-        command: ["vswitch", "bench", "--full", "--html", "report.html"].map(str::to_owned).to_vec(),
+        command: ["vswitch", "bench", "--full", "--out", "sample"].map(str::to_owned).to_vec(),
         vswitch_version: "0.1.0".to_owned(),
         commit: Some("0123456789ab".to_owned()),
         effort: Effort::Full,

@@ -50,6 +50,9 @@ impl Live {
     /// Something is missing or refuses; everything is as before.
     pub(super) fn start(book: &mut Book, spec: &NetworkSpec, directory: PathBuf) -> io::Result<Live> {
         let place = Place::find(spec.netns.as_deref())?;
+        // Before there is a record, which would have the table removed.
+        let table = nft::table_name(&spec.name);
+        netns::run_in(spec.netns.as_deref(), || nft::check_free(&table)).flatten()?;
         let mut live = Live {
             spec: spec.clone(),
             directory,
@@ -69,7 +72,7 @@ impl Live {
         book.file.networks.push(Record {
             name: spec.name.clone(),
             place,
-            table: nft::table_name(&spec.name),
+            table,
             exceptions: Vec::new(),
             dnsmasq: None,
         });

@@ -63,6 +63,27 @@ pub fn current(table: &str) -> io::Result<Option<String>> {
     }
 }
 
+/// Whether a network that starts can have this table: what this switch left after a crash is gone by then.
+///
+/// # Errors
+/// [`AlreadyExists`](io::ErrorKind::AlreadyExists): somebody else has it; the error says what to do. Or nft does not end.
+pub fn check_free(table: &str) -> io::Result<()> {
+    match current(table) {
+        Ok(None) => Ok(()),
+        // Without nft there is none that we could see, nor replace.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+        Ok(Some(_)) => Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            format!(
+                "there is an nftables table \"{table}\" already: another switch has a network of this name here, or had it \
+                 and lost its state directory. Give the network another name; if no switch is left: \
+                 nft delete table inet {table}"
+            ),
+        )),
+    }
+}
+
 fn removal(table: &str) -> String {
     format!("add table inet {table}\ndelete table inet {table}\n")
 }

@@ -18,8 +18,12 @@ pub const SCENARIO: Scenario = Scenario {
     quick: false,
     metrics,
     cases,
-    // Neither can carry what owes a checksum to a TAP that has no offloads.
-    fits: |who, parameters| !matches!(who, "vde" | "ovs") || parameters.get("size") != Some(&size("gso")),
+    // Neither can carry what owes a checksum to a TAP that has no offloads; VDE's buffers end at ordinary frames, and so
+    // do Open vSwitch's of TAPs that it does not see, because they are in another namespace.
+    fits: |who, parameters| {
+        let is = |name| parameters.get("size") == Some(&size(name));
+        !(matches!(who, "vde" | "ovs") && (is("gso") || is("jumbo")))
+    },
     turn,
 };
 
