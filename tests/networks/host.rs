@@ -113,6 +113,7 @@ fn the_rules_of_another_switch_s_network_stay() {
     let error = other.cli(&["network", "start", "lab"]).expect_err("the name is taken").to_string();
     assert!(error.contains("nftables table \"vswitch-lab\" already") && error.contains("another name"), "{error}");
     assert_eq!(rules(), before);
+    other.cli(&["network", "undefine", "lab"]).expect("undefined");
     define("name = \"lab2\"\nbridge = { name = \"gate\" }\n[[ip]]\naddress = \"10.8.0.1/24\"\n");
     other.cli(&["network", "start", "lab2"]).expect("another name");
     other.cli(&["network", "stop", "lab2"]).expect("stopped");
