@@ -18,8 +18,8 @@ pub const SCENARIO: Scenario = Scenario {
     quick: false,
     metrics,
     cases,
-    // Neither can carry what owes a checksum to a TAP that has no offloads; VDE's buffers end at ordinary frames, and so
-    // do Open vSwitch's of TAPs that it does not see, because they are in another namespace.
+    // Neither can carry what owes a checksum to a TAP that has no offloads, and neither lets a jumbo frame through between
+    // TAPs that were moved to other namespaces.
     fits: |who, parameters| {
         let is = |name| parameters.get("size") == Some(&size(name));
         !(matches!(who, "vde" | "ovs") && (is("gso") || is("jumbo")))
