@@ -378,15 +378,17 @@ impl Worker {
         let mut round = 0u32;
         while !self.stopping {
             round = round.wrapping_add(1);
-            if self.turn(now) {
+            let worked = self.turn(now);
+            if worked || round.is_multiple_of(CLOCK_EVERY) {
                 let before = std::mem::replace(&mut now, self.clock.now());
-                // Only this thread writes: no read-modify-write is needed.
-                self.busy.store(self.busy.load(Relaxed) + (now.nanos - before.nanos), Relaxed);
-                spinning.passed(before.nanos, now.nanos, spin::lost);
-                last_work = now;
-            } else if round.is_multiple_of(CLOCK_EVERY) {
-                let before = std::mem::replace(&mut now, self.clock.now());
-                spinning.passed(before.nanos, now.nanos, spin::lost);
+                if worked {
+                    // Only this thread writes: no read-modify-write is needed.
+                    self.busy.store(self.busy.load(Relaxed) + (now.nanos - before.nanos), Relaxed);
+                    last_work = now;
+                }
+                if self.mode == PollMode::Adaptive {
+                    spinning.passed(before.nanos, now.nanos, spin::lost);
+                }
             }
             let ready = self.has_ready();
             let spin = match self.mode {
